@@ -1,0 +1,75 @@
+"""Data sets in COCO's layout: `annotations/instances_SPLIT.json` beside the image folder `SPLIT/`."""
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Callable, Optional, Union
+
+import numpy as np
+from pycocotools.coco import COCO
+
+from timm_fan.errors import InputError
+
+from .dataset import MultiLabelDataset, Sample
+
+__all__ = ['read_coco']
+
+
+def _load(file: Path) -> COCO:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            return COCO(str(file))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f'{file} is not valid JSON ({error}). Download it again.') from error
+    except (KeyError, TypeError, AssertionError) as error:
+        raise InputError(f'{file} is not a COCO instances file: {type(error).__name__} {error}.') from error
+
+
+def read_coco(root: Union[str, Path], split: str, transform: Optional[Callable] = None) -> MultiLabelDataset:
+    """Read one split of a data set in COCO's layout.
+
+    Classes are the file's categories in the order of their ids, as contiguous indices: the 80 of COCO 2014 become
+    0..79. An image has the labels of all its annotations, crowds among them, as in the published protocols. Images
+    without an object stay, with no label (COCO 2014 val: 40,504 images, not the 40,137 that have one).
+
+    Args:
+        root: Folder with `annotations/` and the image folders.
+        split: E.g. 'train2014': names both the JSON file and the image folder.
+        transform: Image transform.
+
+    Raises:
+        InputError: A folder, file or image is missing, the JSON is broken, or an annotation names a category or an
+            image that the file does not list.
+    """
+    root = Path(root)
+    file = root / 'annotations' / f'instances_{split}.json'
+    if not root.is_dir():
+        raise InputError(f'No data set folder {root}. Give --data-dir the folder that holds annotations/ and {split}/.')
+    if not file.is_file():
+        raise InputError(f'No annotation file {file}. The folder needs annotations/instances_{split}.json and {split}/.')
+    coco = _load(file)
+
+    category_ids = sorted(coco.getCatIds())
+    if not category_ids:
+        raise InputError(f'{file} lists no categories.')
+    class_index = {category_id: i for i, category_id in enumerate(category_ids)}
+    class_names = [category['name'] for category in coco.loadCats(category_ids)]
+
+    for annotation in coco.anns.values():
+        if annotation.get('category_id') not in class_index:
+            raise InputError(
+                f'{file}: annotation {annotation["id"]} has category_id {annotation.get("category_id")}, which is not among'
+                f' the {len(category_ids)} categories of the file. Add the category or remove the annotation.')
+        if annotation['image_id'] not in coco.imgs:
+            raise InputError(
+                f'{file}: annotation {annotation["id"]} belongs to image_id {annotation["image_id"]}, which is not among'
+                ' the images of the file. Add the image or remove the annotation.')
+
+    samples = []
+    for image_id in sorted(coco.imgs):
+        annotations = coco.imgToAnns[image_id]
+        box_labels = np.array([class_index[a['category_id']] for a in annotations], dtype=np.int64)
+        boxes = np.array([a['bbox'] for a in annotations], dtype=np.float32).reshape(-1, 4)
+        labels = tuple(sorted(set(box_labels.tolist())))
+        samples.append(Sample(f'{split}/{coco.imgs[image_id]["file_name"]}', labels, boxes, box_labels))
+    return MultiLabelDataset(root, samples, class_names, transform)

@@ -1,0 +1,19 @@
+from .correlation_learning import CorrelationLearningNetwork
+from .feature_refinement import (
+    FeatureRefinementBlock,
+    FeatureRefinementNetwork,
+    FeatureTransform,
+    FeatureTransformBlock,
+    halve,
+    num_halvings,
+)
+
+__all__ = [
+    'CorrelationLearningNetwork',
+    'FeatureRefinementBlock',
+    'FeatureRefinementNetwork',
+    'FeatureTransform',
+    'FeatureTransformBlock',
+    'halve',
+    'num_halvings',
+]

@@ -1,0 +1,56 @@
+"""Correlation Learning Network (CLN) of the Feature Attention Network.
+
+Paper: `Multi-Label Image Classification by Feature Attention Network` - https://doi.org/10.1109/ACCESS.2019.2929512
+Section III-B.
+"""
+from typing import Sequence
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+__all__ = ['CorrelationLearningNetwork']
+
+
+class CorrelationLearningNetwork(nn.Module):
+    """CLN: attention between the positions of three maps, Eq. 4 and 5.
+
+    out_i = sum_j softmax_j(theta(p3)_i . phi(p2)_j / sqrt(K)) g(p4)_j, plus p4_i with `residual`.
+
+    theta, phi and g are the 1x1 convolutions ("conv") of Figure 2. Eq. 5's C(x) is a softmax over j, as the text says.
+    The scale 1 / sqrt(K) is not in the paper: without it the softmax saturates at K = 512. Whether p4 is added back, as
+    in Non-local networks (https://arxiv.org/abs/1711.07971, Eq. 6), the paper does not say.
+
+    With the residual, g starts at zero, so that a fresh CLN is the identity on p4 (Non-local networks, Section 4.1).
+    Without it g keeps p4's variance and the attention starts near uniform.
+
+    Args:
+        in_chs: Channels of p2, p3, p4; the output has p4's.
+        dim: Channels K of theta and phi.
+        residual: Add p4 to the attended features.
+    """
+
+    def __init__(self, in_chs: Sequence[int], dim: int, residual: bool = True, device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.residual = residual
+        self.phi = nn.Conv2d(in_chs[0], dim, kernel_size=1, **dd)
+        self.theta = nn.Conv2d(in_chs[1], dim, kernel_size=1, **dd)
+        self.g = nn.Conv2d(in_chs[2], in_chs[2], kernel_size=1, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        for conv in (self.phi, self.theta, self.g):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        if self.residual:
+            nn.init.zeros_(self.g.weight)
+
+    def forward(self, p2: torch.Tensor, p3: torch.Tensor, p4: torch.Tensor) -> torch.Tensor:
+        """p2 (B, C2, H, W), p3 (B, C3, H, W), p4 (B, C4, H, W) -> (B, C4, H, W)"""
+        query = self.theta(p3).flatten(2).transpose(1, 2)  # (B, H*W, K)
+        key = self.phi(p2).flatten(2).transpose(1, 2)  # (B, H*W, K)
+        value = self.g(p4).flatten(2).transpose(1, 2)  # (B, H*W, C4)
+        x = F.scaled_dot_product_attention(query, key, value)
+        x = x.transpose(1, 2).reshape(p4.shape)
+        return x + p4 if self.residual else x

@@ -1,0 +1,185 @@
+"""Feature Refinement Network (FRN) of the Feature Attention Network.
+
+Paper: `Multi-Label Image Classification by Feature Attention Network` - https://doi.org/10.1109/ACCESS.2019.2929512
+Section III-A, Figure 3. The transform block comes from `Learning a Discriminative Feature Network for Semantic
+Segmentation` - https://arxiv.org/abs/1804.09337 (its RRB), the paper's [51].
+"""
+import math
+from typing import List, Sequence, Tuple, Type
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+__all__ = ['FeatureTransformBlock', 'FeatureTransform', 'FeatureRefinementBlock', 'FeatureRefinementNetwork',
+           'halve', 'num_halvings']
+
+
+def num_halvings(reduction: int, target: int) -> int:
+    """Number of 2x2 poolings that take a map of stride `reduction` closest to the stride `target`."""
+    return max(0, round(math.log2(target / reduction)))
+
+
+def halve(x: torch.Tensor) -> torch.Tensor:
+    """2x2 average pooling with stride 2, (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)).
+
+    An odd border is averaged over the pixels it has, as strided convolutions with padding keep it too.
+    """
+    return F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, count_include_pad=False)
+
+
+class FeatureTransformBlock(nn.Module):
+    """FTB (the paper also says RTB): brings a feature map to K channels, Figure 3 (b).
+
+    A 1x1 convolution, then a residual block: 3x3 convolution, batch norm, ReLU, 3x3 convolution, plus identity, ReLU.
+    The last ReLU is the one of [51], the paper's figure does not show it.
+
+    The last convolution starts at zero: a fresh block is a linear map and a ReLU, which keeps SGD at the paper's
+    learning rate of 0.1 stable (https://arxiv.org/abs/1706.02677, Section 5.1, does the same to ResNet's blocks).
+    """
+
+    def __init__(
+            self,
+            in_chs: int,
+            out_chs: int,
+            norm_layer: Type[nn.Module] = nn.BatchNorm2d,
+            act_layer: Type[nn.Module] = nn.ReLU,
+            device=None,
+            dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.proj = nn.Conv2d(in_chs, out_chs, kernel_size=1, **dd)
+        self.conv1 = nn.Conv2d(out_chs, out_chs, kernel_size=3, padding=1, bias=False, **dd)
+        self.norm1 = norm_layer(out_chs, **dd)
+        self.act1 = act_layer()
+        self.conv2 = nn.Conv2d(out_chs, out_chs, kernel_size=3, padding=1, **dd)
+        self.act2 = act_layer()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        nn.init.kaiming_normal_(self.proj.weight, nonlinearity='relu')
+        nn.init.kaiming_normal_(self.conv1.weight, nonlinearity='relu')
+        nn.init.zeros_(self.proj.bias)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chs, H, W) -> (B, out_chs, H, W)"""
+        x = self.proj(x)
+        residual = self.conv2(self.act1(self.norm1(self.conv1(x))))
+        return self.act2(x + residual)
+
+
+class FeatureTransform(nn.Module):
+    """The FTBs of one backbone stage: one for each 2x2 average pooling to the coarsest grid, at least one.
+
+    At strides 8, 16, 32 (Section III-A1 and IV-B1): x2 passes two FTBs, each followed by pooling, x3 one with pooling,
+    x4 one without.
+    """
+
+    def __init__(self, in_chs: int, out_chs: int, halvings: int, norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU,
+                 device=None, dtype=None):
+        super().__init__()
+        self.halvings = halvings
+        self.blocks = nn.ModuleList([
+            FeatureTransformBlock(
+                in_chs if i == 0 else out_chs, out_chs, norm_layer, act_layer, device=device, dtype=dtype)
+            for i in range(max(1, halvings))
+        ])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_chs, H, W) -> (B, out_chs, ceil(H / 2**halvings), ceil(W / 2**halvings))"""
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i < self.halvings:
+                x = halve(x)
+        return x
+
+
+class FeatureRefinementBlock(nn.Module):
+    """FRB: high-level features choose the channels of the low-level ones, Figure 3 (a).
+
+    z = global pool of [high, low] (Eq. 1), weights = sigmoid(conv(relu(conv(z)))) (Eq. 2, 7), low * weights (Eq. 3, 9).
+    Eq. 8 prints a softmax; Eq. 2 and the text around it say a sigmoid in 0..1, which is what stands here.
+
+    The maximum over a concatenation is the concatenation of the maxima, so the maps themselves are not concatenated.
+
+    The gate starts open and independent of the input, at sigmoid(2) = 0.88: a fresh block passes the features on.
+
+    Args:
+        dim: Channels K of both inputs.
+        context_pool: 'max' is the paper's choice (Section III-A3), 'avg' the alternative of its Table 6.
+    """
+
+    def __init__(self, dim: int, context_pool: str = 'max', act_layer: Type[nn.Module] = nn.ReLU,
+                 device=None, dtype=None):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if context_pool not in ('max', 'avg'):
+            raise ValueError(f"context_pool must be 'max' or 'avg', got {context_pool!r}.")
+        self.context_pool = context_pool
+        self.fc1 = nn.Conv2d(2 * dim, dim, kernel_size=1, **dd)
+        self.act = act_layer()
+        self.fc2 = nn.Conv2d(dim, dim, kernel_size=1, **dd)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        nn.init.kaiming_normal_(self.fc1.weight, nonlinearity='relu')
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.constant_(self.fc2.bias, 2.)
+
+    def pool(self, x: torch.Tensor) -> torch.Tensor:
+        if self.context_pool == 'max':
+            return x.amax(dim=(2, 3), keepdim=True)
+        return x.mean(dim=(2, 3), keepdim=True)
+
+    def forward(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        """low (B, K, H, W), high (B, K, H', W') -> refined low (B, K, H, W)"""
+        z = torch.cat([self.pool(high), self.pool(low)], dim=1)  # (B, 2K, 1, 1)
+        return low * self.fc2(self.act(self.fc1(z))).sigmoid()
+
+
+class FeatureRefinementNetwork(nn.Module):
+    """FRN: transforms each stage to one grid and refines it from the top down, Figure 2.
+
+    p4 = FTB(x4), p3 = FRB(low=FTB(x3), high=p4), p2 = FRB(low=FTB(x2), high=p3): "refined features which will guide
+    the next feature refinement iteration" (Section III-A2).
+
+    Args:
+        in_chs: Channels of x2, x3, x4.
+        reductions: Their strides, e.g. (8, 16, 32).
+        dim: K, the channels of p2, p3, p4.
+        context_pool: Pooling in the FRBs, 'max' or 'avg'.
+    """
+
+    def __init__(
+            self,
+            in_chs: Sequence[int],
+            reductions: Sequence[int],
+            dim: int,
+            context_pool: str = 'max',
+            norm_layer: Type[nn.Module] = nn.BatchNorm2d,
+            act_layer: Type[nn.Module] = nn.ReLU,
+            device=None,
+            dtype=None,
+    ):
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        halvings = [num_halvings(r, reductions[-1]) for r in reductions]
+        self.ftb2 = FeatureTransform(in_chs[0], dim, halvings[0], norm_layer, act_layer, **dd)
+        self.ftb3 = FeatureTransform(in_chs[1], dim, halvings[1], norm_layer, act_layer, **dd)
+        self.ftb4 = FeatureTransform(in_chs[2], dim, halvings[2], norm_layer, act_layer, **dd)
+        self.frb3 = FeatureRefinementBlock(dim, context_pool, act_layer, **dd)
+        self.frb2 = FeatureRefinementBlock(dim, context_pool, act_layer, **dd)
+
+    def forward(self, features: List[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x2, x3, x4 with x4 of (B, C4, H, W) -> p2, p3, p4, each (B, K, H, W)"""
+        x2, x3, x4 = features
+        h, w = x4.shape[2], x4.shape[3]
+        p4 = self.ftb4(x4)
+        # backbones that floor odd sizes end one row short of the pooled map
+        p3 = self.frb3(self.ftb3(x3)[:, :, :h, :w], p4)
+        p2 = self.frb2(self.ftb2(x2)[:, :, :h, :w], p3)
+        return p2, p3, p4

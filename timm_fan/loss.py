@@ -1,0 +1,69 @@
+"""timm's multi-label losses with unknown labels masked."""
+from typing import Optional, Sequence
+
+import torch
+import torch.nn as nn
+from timm.loss import MULTI_LABEL_LOSS_TYPES, create_classification_loss
+
+__all__ = ['MaskedLoss', 'create_loss']
+
+# exp() of it is zero in float32: an absent label with this logit adds nothing to a log-sum-exp
+_ABSENT_LOGIT = -1e4
+
+
+class MaskedLoss(nn.Module):
+    """Wraps a multi-label loss of timm so that labels of -1 count nowhere.
+
+    Losses that are a sum over labels are averaged over the known ones, so that the learning rate depends neither on the
+    batch size nor on the number of classes: with BCE this is the multi-label soft margin loss of the FAN paper, Eq. 6.
+    The log-sum-exp losses (twoway, zlpr) see an unknown label as an absent one with a logit of -10,000.
+
+    Args:
+        criterion: A loss of (logits, targets); its `reduction`, if it has one, is set to 'none'.
+    """
+
+    def __init__(self, criterion: nn.Module):
+        super().__init__()
+        self.criterion = criterion
+        self.elementwise = hasattr(criterion, 'reduction')
+        if self.elementwise:
+            criterion.reduction = 'none'
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """logits (B, num_classes), targets (B, num_classes) of 0..1 and -1 -> scalar; 0 where nothing is known."""
+        logits = logits.float()
+        known = targets >= 0
+        targets = targets.clamp(min=0.)
+        if not self.elementwise:
+            return self.criterion(logits.masked_fill(~known, _ABSENT_LOGIT), targets)
+        # where() and not a product: an infinite loss of an unknown label must not become NaN
+        loss = torch.where(known, self.criterion(logits, targets), torch.zeros_like(logits))
+        return loss.sum() / known.sum().clamp(min=1)
+
+
+def create_loss(
+        name: str = 'bce',
+        smoothing: float = 0.,
+        soft_targets: bool = False,
+        class_counts: Optional[Sequence[int]] = None,
+        num_samples: Optional[int] = None,
+) -> MaskedLoss:
+    """Create a masked multi-label loss.
+
+    Args:
+        name: One of `timm.loss.MULTI_LABEL_LOSS_TYPES`: bce, asl, poly, twoway, zlpr, db.
+        smoothing: Moves each known target this share of the way to 0.5.
+        soft_targets: Targets come from Mixup or CutMix; twoway and zlpr refuse them.
+        class_counts: Positive training images of each class, for db.
+        num_samples: Training images, for db.
+
+    Raises:
+        ValueError: Unknown name, or a combination that timm refuses.
+    """
+    if name not in MULTI_LABEL_LOSS_TYPES:
+        raise ValueError(f"Unknown loss '{name}', expected one of {', '.join(MULTI_LABEL_LOSS_TYPES)}.")
+    if soft_targets and name in ('twoway', 'zlpr'):
+        raise ValueError(f"Loss '{name}' needs binary targets: set mixup and cutmix to 0, or take another loss.")
+    counts = dict(class_counts=class_counts, num_samples=num_samples) if name == 'db' else {}
+    # our Mixup leaves the smoothing to the loss, so timm is not told of soft targets
+    return MaskedLoss(create_classification_loss(name, multi_label=True, smoothing=smoothing, **counts))

@@ -1,0 +1,4 @@
+from .backbone import Backbone
+from .fan import FAN
+
+__all__ = ['FAN', 'Backbone']
