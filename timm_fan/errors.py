@@ -1,8 +1,21 @@
 """The one error that a user's mistake ends in."""
+import contextlib
+import sys
+from typing import Iterator
 
 
 class InputError(ValueError):
     """Something that the user gave is wrong: a path, a file's content, an option.
 
-    The message names the file or option, the value and the remedy. Programs print it and exit with code 2.
+    The message names the file or option, the value and the remedy.
     """
+
+
+@contextlib.contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """For programs: an InputError ends the process with its message on stderr and exit code 2, without a traceback."""
+    try:
+        yield
+    except InputError as error:
+        sys.stderr.write(f'error: {error}\n')
+        sys.exit(2)

@@ -1,0 +1,3 @@
+PRESETS = {}
+def write_scenes(root, preset='small', seed=0):
+    raise NotImplementedError

@@ -1,0 +1,34 @@
+"""Writing that leaves either the old folder or the whole new one."""
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Iterator, Union
+
+__all__ = ['replace_folder', 'written_folder']
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put the finished folder `new` in the place of `target`, which may exist; both on one file system."""
+    old = target.with_name(f'.{target.name}.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def written_folder(target: Union[str, Path]) -> Iterator[Path]:
+    """Yields an empty folder beside `target` and puts it in target's place if the block succeeds."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    new.chmod(0o755)
+    try:
+        yield new
+        replace_folder(new, target)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise

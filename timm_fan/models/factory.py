@@ -1,0 +1,111 @@
+"""timm's `create_model` with errors that a user can act on, and self-contained model folders."""
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import safetensors
+import timm
+import torch.nn as nn
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from timm.models import parse_model_name, save_for_hf
+
+from timm_fan.errors import InputError
+from timm_fan.files import written_folder
+
+__all__ = ['create_model', 'label_names', 'load_model', 'save_model']
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """`timm.create_model`, in which a wrong name, argument or file raises InputError.
+
+    Args:
+        name: A registered model, with or without tag, or one with timm's prefix `local-dir:` or `hf-hub:`.
+        kwargs: Arguments of `timm.create_model`.
+
+    Raises:
+        InputError: With what timm, safetensors or the Hub said.
+    """
+    try:
+        source, _ = parse_model_name(name)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if source is None and not timm.is_model(name.split('.')[0]):
+        near = difflib.get_close_matches(name.split('.')[0], timm.list_models(), n=5)
+        hint = f'Close: {", ".join(near)}.' if near else "timm.list_models('fan*') lists the FANs."
+        raise InputError(f"No model '{name}'. {hint}")
+    try:
+        return timm.create_model(name, **kwargs)
+    except InputError:
+        raise
+    except (FileNotFoundError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+        raise InputError(f'{name} cannot be read: {error}') from error
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(f'{name} could not be fetched from the Hub ({type(error).__name__}: {error}).') from error
+    except (TypeError, RuntimeError, AssertionError, KeyError) as error:
+        raise InputError(f"{name} cannot be created with {kwargs or 'no arguments'}: {error}") from error
+
+
+def label_names(model: nn.Module) -> List[str]:
+    """Class names that a model was saved with, in class order; indices as text where it carries none."""
+    names = model.pretrained_cfg.get('label_names')
+    if isinstance(names, dict):
+        names = [names[k] for k in sorted(names, key=int)]
+    return list(names) if names else [str(i) for i in range(model.num_classes)]
+
+
+def save_model(
+        model: nn.Module,
+        folder: Union[str, Path],
+        class_names: Sequence[str],
+        data_config: Dict[str, Any],
+        extra: Optional[Dict[str, Any]] = None,
+) -> None:
+    """Write `model.safetensors` and a `config.json` that `timm.create_model('local-dir:FOLDER')` reads.
+
+    The folder needs nothing else: the config holds the architecture, its arguments, the class names and the
+    preprocessing, and no path to backbone weights. It replaces an existing folder as a whole.
+
+    Args:
+        model: A timm model from `create_model`, not wrapped by DDP or EMA.
+        folder: Where to write.
+        class_names: Names in class order.
+        data_config: As of `timm.data.resolve_model_data_config`.
+        extra: More entries of config.json.
+    """
+    args = getattr(model, '_model_args', {})
+    # the weights are in this folder: loading it must fetch no backbone
+    without_sources = {k: v for k, v in dict(pretrained_backbone=False, backbone_weights=None).items() if k in args}
+    with written_folder(folder) as new:
+        save_for_hf(
+            model,
+            str(new),
+            model_config=dict(
+                label_names=list(class_names), problem_type='multi_label_classification', **(extra or {})),
+            model_args=without_sources,
+            safe_serialization=True,
+            data_config={k: list(v) if isinstance(v, tuple) else v for k, v in data_config.items()},
+        )
+
+
+def load_model(source: Union[str, Path]) -> nn.Module:
+    """Load a trained model for evaluation.
+
+    Args:
+        source: A model folder, a run folder of train.py (its `best` model), or a name for `timm.create_model`, e.g.
+            `hf-hub:someone/fan_resnet101.coco2014`.
+
+    Raises:
+        InputError: The folder is no model folder, or its files are broken or do not fit.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if (folder / 'best' / 'config.json').is_file():
+            folder = folder / 'best'
+        for name in ('config.json', 'model.safetensors'):
+            if not (folder / name).is_file():
+                raise InputError(f'{folder} holds no {name}. Give a run folder of train.py or its best/ or last/ folder.')
+        source = f'local-dir:{folder}'
+    elif ':' not in str(source) and '/' in str(source):
+        raise InputError(f'No folder {source}. A model of the Hub is written hf-hub:{source}.')
+    return create_model(str(source), pretrained=True).eval()

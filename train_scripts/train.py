@@ -1,0 +1,406 @@
+#!/usr/bin/env python3
+"""Train a multi-label classifier.
+
+    python train_scripts/train.py                                               # the generated scenes, on a CPU
+    accelerate launch train_scripts/train.py --config coco2014 --data-dir DIR   # one or many GPUs
+
+A YAML file in train_scripts/configs (or any path) gives the options, the command line overrides it. The run folder gets
+config.yaml, train.log, history.csv, best/ and last/ (self-contained models), state/ (to resume) and report/.
+"""
+import argparse
+import csv
+import json
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed, tqdm
+from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_model_data_config
+from timm.loss import MULTI_LABEL_LOSS_TYPES
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, RandomSampler
+
+from timm_fan import InputError
+from timm_fan.data import SOURCES, MultiLabelMixup, create_dataset
+from timm_fan.errors import exit_on_input_error
+from timm_fan.evaluation import predict_logits, share_buffers
+from timm_fan.files import replace_folder
+from timm_fan.loss import create_loss
+from timm_fan.metrics import evaluate_logits
+from timm_fan.models import create_model, load_model, save_model
+from timm_fan.report import format_scores, write_report
+
+_logger = logging.getLogger('train')
+
+CONFIGS = Path(__file__).parent / 'configs'
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add = parser.add_argument
+    add('--config', default='scenes', help='a name in train_scripts/configs or a YAML file (default: scenes)')
+    add('--data', default='scenes', choices=list(SOURCES), help='data source (default: %(default)s)')
+    add('--data-dir', default='data', help='folder of the data set; scenes are drawn below it (default: %(default)s)')
+    add('--output', help='run folder (default: runs/CONFIG)')
+    add('--resume', nargs='?', const='auto', help="go on with a run folder; 'auto' or nothing: the output folder")
+
+    add('--model', default='fan', help='a timm model name, or local-dir:FOLDER to fine-tune one (default: %(default)s)')
+    add('--backbone', help="timm model under 'fan'")
+    add('--backbone-weights', help='safetensors file of the plain timm backbone')
+    add('--pretrained-backbone', action=argparse.BooleanOptionalAction, default=False, help='fetch it from the Hub')
+    add('--model-kwargs', nargs='*', default=[], metavar='KEY=VALUE', help='more model arguments, e.g. frn=false')
+    add('--img-size', type=int, help="pixels a side (default: the model's)")
+
+    add('--epochs', type=int, default=20)
+    add('--batch-size', type=int, default=32, help='images a step, over all processes and accumulation steps')
+    add('--grad-accum-steps', type=int, default=1, help='parts that each process computes a step in')
+    add('--mixed-precision', default='no', choices=['no', 'bf16', 'fp16'])
+    add('--opt', default='adamw', help='a timm optimizer')
+    add('--lr', type=float, default=1e-3, help='peak learning rate of the fresh layers')
+    add('--backbone-lr', type=float, help='peak learning rate of the backbone (default: that of --lr)')
+    add('--weight-decay', type=float, default=0.05)
+    add('--sched', default='cosine', choices=['cosine', 'plateau'], help='plateau: x0.1 after 3 epochs without a better mAP')
+    add('--warmup-epochs', type=float, default=1.)
+    add('--clip-grad', type=float, default=0., help='maximum norm of the gradients, 0 for none')
+    add('--ema-decay', type=float, default=0., help='moving average of the weights, which is then evaluated; 0 for none')
+
+    add('--loss', default='bce', choices=MULTI_LABEL_LOSS_TYPES)
+    add('--smoothing', type=float, default=0., help='label smoothing')
+    add('--mixup', type=float, default=0., help='alpha of Mixup, 0 for none')
+    add('--cutmix', type=float, default=0., help='alpha of CutMix, 0 for none')
+    add('--mixup-prob', type=float, default=1., help='share of the batches that are mixed')
+    add('--aa', help="timm's auto-augment, e.g. rand-m7-mstd0.5")
+    add('--min-crop', type=float, default=0.25, help='smallest area of the random crop')
+
+    add('--workers', type=int, default=2, help='data loading processes a training process')
+    add('--seed', type=int, default=0)
+    add('--log-with', default='tensorboard', choices=['tensorboard', 'trackio', 'none'])
+    return parser
+
+
+def parse_args(argv: List[str] = None) -> argparse.Namespace:
+    parser = build_parser()
+    name = parser.parse_known_args(argv)[0].config
+    file = Path(name) if name.endswith(('.yaml', '.yml')) else CONFIGS / f'{name}.yaml'
+    if not file.is_file():
+        known = ', '.join(sorted(p.stem for p in CONFIGS.glob('*.yaml')))
+        raise InputError(f'--config: no file {file}. Give a YAML file or one of {known}.')
+    try:
+        config = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f'{file} is not valid YAML: {error}') from error
+    if not isinstance(config, dict):
+        raise InputError(f'{file} must hold option: value lines.')
+
+    # options of the file stand in front of the command line's, so argparse checks both alike
+    options = {action.dest: action for action in parser._actions}
+    config_kwargs = config.pop('model_kwargs', None) or {}
+    front = []
+    for key, value in config.items():
+        if key not in options or key in ('config', 'help'):
+            raise InputError(f'{file}: unknown option {key!r}. Known: {", ".join(sorted(options))}.')
+        if value is None:
+            continue
+        flag = options[key].option_strings[0]
+        if isinstance(options[key], argparse.BooleanOptionalAction):
+            front.append(flag if value else f'--no-{flag[2:]}')
+        else:
+            front.append(f'{flag}={value}')
+    args = parser.parse_args(front + (sys.argv[1:] if argv is None else argv))
+
+    args.model_kwargs = {**config_kwargs, **parse_model_kwargs(args.model_kwargs)}
+    args.config = str(file)
+    args.output = args.output or f'runs/{file.stem}'
+    if args.backbone_lr is None:
+        args.backbone_lr = args.lr
+    if args.resume in ('auto', None):
+        args.resume = args.output if args.resume else None
+    for key in ('epochs', 'batch_size', 'grad_accum_steps'):
+        if getattr(args, key) < 1:
+            raise InputError(f'--{key.replace("_", "-")} must be at least 1, got {getattr(args, key)}.')
+    return args
+
+
+def parse_model_kwargs(pairs: List[str]) -> Dict[str, Any]:
+    kwargs = {}
+    for pair in pairs:
+        key, sep, value = pair.partition('=')
+        if not sep or not key.isidentifier():
+            raise InputError(f"--model-kwargs: '{pair}' is not KEY=VALUE, e.g. frn=false.")
+        try:
+            kwargs[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"--model-kwargs: the value of '{pair}' cannot be read.") from error
+    return kwargs
+
+
+def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
+    kwargs = dict(args.model_kwargs)
+    if args.model.startswith('fan'):
+        kwargs.update(backbone_weights=args.backbone_weights, pretrained_backbone=args.pretrained_backbone)
+        if args.backbone:
+            kwargs['backbone'] = args.backbone
+        if args.backbone_weights and not Path(args.backbone_weights).is_file():
+            raise InputError(f'--backbone-weights: no file {args.backbone_weights}.')
+    elif args.backbone or args.backbone_weights:
+        raise InputError(f"--backbone and --backbone-weights go with a fan model, not with --model '{args.model}'.")
+    pretrained = ':' in args.model or (args.pretrained_backbone and not args.model.startswith('fan'))
+    return create_model(args.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+
+
+def param_groups(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> List[Dict[str, Any]]:
+    """Norms and biases without weight decay, the backbone (all but the classifier of a plain model) with its own rate."""
+    if hasattr(model, 'backbone'):
+        backbone = {id(p) for p in model.backbone.parameters()}
+    else:
+        backbone = {id(p) for p in model.parameters()} - {id(p) for p in model.get_classifier().parameters()}
+    groups = []
+    for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=model.no_weight_decay()):
+        for rate, part in (
+                (backbone_lr, [p for p in group['params'] if id(p) in backbone]),
+                (lr, [p for p in group['params'] if id(p) not in backbone]),
+        ):
+            if part:
+                groups.append({**group, 'params': part, 'lr': rate})
+    return groups
+
+
+def setup_logging(accelerator: Accelerator, output: Path) -> None:
+    handlers: List[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if accelerator.is_main_process:
+        handlers.append(logging.FileHandler(output / 'train.log'))
+    level = logging.INFO if accelerator.is_main_process else logging.WARNING
+    logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, handlers=handlers)
+    _logger.setLevel(level)
+
+
+def save_state(accelerator: Accelerator, output: Path, ema, progress: Dict[str, Any]) -> None:
+    """Everything to resume from, in one folder that is replaced as a whole; the weights and averages as safetensors."""
+    new = output / '.state.new'
+    accelerator.save_state(str(new))
+    if accelerator.is_main_process:
+        if ema is not None:
+            save_file({k: v.contiguous() for k, v in ema.module.state_dict().items()}, new / 'ema.safetensors')
+        (new / 'progress.json').write_text(json.dumps(progress))
+        replace_folder(new, output / 'state')
+    accelerator.wait_for_everyone()
+
+
+def load_state(accelerator: Accelerator, run: Path, ema, class_names: List[str]) -> Dict[str, Any]:
+    state = run / 'state'
+    if not (state / 'progress.json').is_file():
+        raise InputError(f'--resume: {run} holds no state/ of an earlier run. Leave --resume out to start anew.')
+    progress = json.loads((state / 'progress.json').read_text())
+    if progress['class_names'] != class_names:
+        raise InputError(
+            f'--resume: {run} was trained on {len(progress["class_names"])} classes, the data has {len(class_names)}'
+            ' or names them differently. Resume with the same data, or fine-tune with --model local-dir:FOLDER.')
+    if (state / 'ema.safetensors').is_file() != (ema is not None):
+        raise InputError(f'--resume: {run} was trained with another --ema-decay; resume with the same options.')
+    try:
+        accelerator.load_state(str(state))
+        if ema is not None:
+            ema.module.load_state_dict(load_file(state / 'ema.safetensors'))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(f'--resume: {state} does not fit the model that the options describe: {error}') from error
+    return progress
+
+
+def train_one_epoch(epoch, model, loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args) -> float:
+    """One pass over the training images; returns the mean loss."""
+    model.train()
+    loader.set_epoch(epoch)
+    updates = epoch * math.ceil(len(loader) / args.grad_accum_steps)
+    loss_sum = torch.zeros((), device=accelerator.device)
+    progress = tqdm(loader, desc=f'epoch {epoch + 1}/{args.epochs}', leave=False)
+    for step, (images, targets) in enumerate(progress):
+        if mixup is not None:
+            images, targets = mixup(images, targets)
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                logits = model(images)
+            loss = criterion(logits, targets)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and args.clip_grad:
+                accelerator.clip_grad_norm_(model.parameters(), args.clip_grad)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            updates += 1
+            if ema is not None:
+                ema.update(accelerator.unwrap_model(model), step=updates)
+            if args.sched == 'cosine':
+                scheduler.step_update(updates)
+        loss_sum += loss.detach()
+        if step % 10 == 0:
+            progress.set_postfix(loss=f'{loss.item():.4f}', lr=f'{optimizer.param_groups[-1]["lr"]:.2e}')
+    mean = accelerator.reduce(loss_sum, reduction='mean').item() / len(loader)
+    if not math.isfinite(mean):
+        raise InputError(
+            f'The training loss is {mean} in epoch {epoch + 1} at a learning rate of'
+            f' {optimizer.param_groups[-1]["lr"]:.2e}. Lower --lr, set --clip-grad, or train without mixed precision.')
+    return mean
+
+
+def main() -> None:
+    args = parse_args()
+    output = Path(args.output)
+    try:
+        accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            gradient_accumulation_steps=args.grad_accum_steps,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+            log_with=None if args.log_with == 'none' else args.log_with,
+            project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),
+        )
+    except (ValueError, ImportError) as error:
+        raise InputError(f'{error} Install the programs\' extra: pip install "timm-fan[train]".') from error
+    if args.log_with != 'none' and not accelerator.log_with:
+        raise InputError(f'--log-with {args.log_with} is not installed: pip install {args.log_with}, or --log-with none.')
+    if (output / 'state').exists() and args.resume is None and accelerator.is_main_process:
+        raise InputError(f'{output} holds a run already. Go on with --resume, or choose another --output.')
+    accelerator.wait_for_everyone()
+    micro_batch, rest = divmod(args.batch_size, accelerator.num_processes * args.grad_accum_steps)
+    if rest or not micro_batch:
+        raise InputError(
+            f'--batch-size {args.batch_size} is not a multiple of {accelerator.num_processes} processes x'
+            f' {args.grad_accum_steps} accumulation steps.')
+    set_seed(args.seed)
+
+    # data and model
+    with accelerator.main_process_first():
+        train_set = create_dataset(args.data, args.data_dir, 'train')
+        val_set = create_dataset(args.data, args.data_dir, 'val')
+    if train_set.class_names != val_set.class_names:
+        raise InputError(f'{args.data_dir}: the training and validation files list different categories.')
+    if len(train_set) < args.batch_size:
+        raise InputError(f'{len(train_set)} training images are fewer than one batch: lower --batch-size.')
+    class_names = train_set.class_names
+    with accelerator.main_process_first():
+        model = build_model(args, len(class_names))
+    data_config = resolve_model_data_config(model, args=dict(img_size=args.img_size))
+    train_set.transform = create_transform(
+        **data_config, is_training=True, scale=(args.min_crop, 1.), auto_augment=args.aa)
+    val_set.transform = create_transform(**data_config)
+
+    output.mkdir(parents=True, exist_ok=True)
+    setup_logging(accelerator, output)
+    if accelerator.is_main_process:
+        (output / 'config.yaml').write_text(yaml.safe_dump({k: v for k, v in vars(args).items() if k != 'resume'}))
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    _logger.info(
+        '%s: %.1f M parameters, %d classes, %d training and %d validation images at %s px, %s on %d process(es)',
+        args.model, parameters, len(class_names), len(train_set), len(val_set), data_config['input_size'][1],
+        accelerator.device.type, accelerator.num_processes)
+
+    # every epoch has whole batches only, so that a step is the same whatever the number of processes
+    images_per_epoch = len(train_set) // args.batch_size * args.batch_size
+    workers = dict(num_workers=args.workers, persistent_workers=args.workers > 0, pin_memory=accelerator.device.type == 'cuda')
+    train_loader = DataLoader(
+        train_set, micro_batch, sampler=RandomSampler(train_set, num_samples=images_per_epoch), **workers)
+    val_loader = DataLoader(val_set, micro_batch, **workers)
+
+    # loss, optimizer, schedule
+    mixup = None
+    if args.mixup or args.cutmix:
+        if micro_batch % 2:
+            raise InputError(f'Mixup and CutMix need an even batch, got {micro_batch} images a process and step.')
+        mixup = MultiLabelMixup(
+            len(class_names), mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, prob=args.mixup_prob)
+    counts = (train_set.targets() == 1).sum(0)
+    criterion = create_loss(
+        args.loss, args.smoothing, soft_targets=mixup is not None,
+        class_counts=counts, num_samples=len(train_set)).to(accelerator.device)
+    groups = param_groups(model, args.lr, args.backbone_lr, args.weight_decay)
+    try:
+        optimizer = create_optimizer_v2(groups, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=0.9)
+    except (ValueError, AssertionError) as error:
+        raise InputError(f'--opt {args.opt}: {error}') from error
+    updates_per_epoch = images_per_epoch // args.batch_size
+    if args.sched == 'plateau':
+        scheduler = ReduceLROnPlateau(optimizer, mode='max', factor=0.1, patience=3)
+    else:
+        scheduler, _ = create_scheduler_v2(
+            optimizer, sched='cosine', num_epochs=args.epochs, warmup_epochs=args.warmup_epochs, warmup_lr=0.,
+            step_on_epochs=False, updates_per_epoch=updates_per_epoch)
+        scheduler.step_update(0)
+
+    # the scheduler stays out: a prepared one steps once for every process
+    model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
+    ema = ModelEmaV3(accelerator.unwrap_model(model), decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+    evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
+    if args.log_with != 'none':
+        accelerator.init_trackers(output.name, config={k: str(v) for k, v in vars(args).items()})
+    set_seed(args.seed, device_specific=True)
+
+    history: List[Dict[str, float]] = []
+    best = -1.
+    if args.resume:
+        state = load_state(accelerator, Path(args.resume), ema, class_names)
+        history, best = state['history'], state['best']
+        if args.sched == 'plateau':
+            scheduler.load_state_dict(state['scheduler'])
+        else:
+            scheduler.step_update(len(history) * updates_per_epoch)
+        _logger.info('resumed %s after epoch %d', args.resume, len(history))
+
+    started = time.time()
+    for epoch in range(len(history), args.epochs):
+        loss = train_one_epoch(
+            epoch, model, train_loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args)
+        share_buffers(evaluated, accelerator)
+        logits, targets = predict_logits(evaluated, val_loader, accelerator)
+        scores = evaluate_logits(logits, targets, class_names)
+        val_loss = create_loss()(logits, targets).item()
+        row = dict(
+            epoch=epoch + 1, train_loss=loss, val_loss=val_loss, mAP=scores.mAP, CF1=scores.all.CF1,
+            OF1=scores.all.OF1, lr=optimizer.param_groups[-1]['lr'])
+        history.append(row)
+        if args.sched == 'plateau':
+            scheduler.step(scores.mAP)
+        _logger.info(
+            'epoch %d/%d  train loss %.4f  val loss %.4f  mAP %.2f  CF1 %.2f  OF1 %.2f  %.0f s',
+            epoch + 1, args.epochs, loss, val_loss, 100 * scores.mAP, 100 * scores.all.CF1, 100 * scores.all.OF1,
+            time.time() - started)
+        accelerator.log({k: v for k, v in row.items() if k != 'epoch'}, step=epoch + 1)
+
+        is_best = scores.mAP > best
+        best = max(best, scores.mAP)
+        if accelerator.is_main_process:
+            for name in ('best', 'last') if is_best else ('last',):
+                save_model(evaluated, output / name, class_names, data_config)
+            with open(output / 'history.csv', 'w', newline='') as file:
+                writer = csv.DictWriter(file, history[0])
+                writer.writeheader()
+                writer.writerows(history)
+        plateau = scheduler.state_dict() if args.sched == 'plateau' else None
+        save_state(accelerator, output, ema, dict(
+            history=history, best=best, class_names=class_names, scheduler=plateau))
+
+    # the report is on the model as saved, loaded the way a user loads it
+    accelerator.wait_for_everyone()
+    model = load_model(output / 'best').to(accelerator.device)
+    logits, targets = predict_logits(model, val_loader, accelerator, 'report')
+    scores = evaluate_logits(logits, targets, class_names)
+    if accelerator.is_main_process:
+        write_report(output / 'report', scores, logits, val_set, history)
+        best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]['mAP'])
+        _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, format_scores(scores))
+        _logger.info('model %s, report %s', output / 'best', output / 'report')
+    accelerator.end_training()
+
+
+if __name__ == '__main__':
+    with exit_on_input_error():
+        main()
