@@ -4,6 +4,6 @@ Importing this package registers `fan*` with timm.
 """
 from .errors import InputError
 from .models import FAN
+from .version import __version__
 
-__version__ = '0.1.0.dev0'
 __all__ = ['FAN', 'InputError', '__version__']

@@ -27,7 +27,10 @@ def _pyplot():
 
 def format_scores(scores: MultiLabelScores) -> str:
     """The seven figures as a table of percentages, with the number of images and the protocol."""
-    lines = [f'mAP {100 * scores.mAP:.2f}  on {scores.num_images} images', '         CP     CR    CF1     OP     OR    OF1']
+    lines = [
+        f'mAP {100 * scores.mAP:.2f} on {scores.num_images} images',
+        '          CP     CR    CF1     OP     OR    OF1',
+    ]
     for name, figures in (('All', scores.all), ('Top-3', scores.top3)):
         values = (figures.CP, figures.CR, figures.CF1, figures.OP, figures.OR, figures.OF1)
         lines.append(f'{name:<6}' + ' '.join(f'{100 * v:6.2f}' for v in values))
@@ -100,7 +103,8 @@ def _plot_predictions(logits: torch.Tensor, dataset: Dataset, file: Path, thresh
             elif target[i] == 1:
                 missed.append(f'{name} {probabilities[i]:.2f}')
         y = -0.04
-        for title, names, color in (('found', hits, 'green'), ('wrong', wrong, 'red'), ('missed', missed, 'darkorange')):
+        groups = (('found', hits, 'green'), ('wrong', wrong, 'red'), ('missed', missed, 'darkorange'))
+        for title, names, color in groups:
             if names:
                 text = textwrap.fill(f'{title}: {", ".join(names)}', 40, max_lines=3)
                 axis.text(0, y, text, color=color, fontsize=8, va='top', transform=axis.transAxes)

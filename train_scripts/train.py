@@ -70,10 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('--lr', type=float, default=1e-3, help='peak learning rate of the fresh layers')
     add('--backbone-lr', type=float, help='peak learning rate of the backbone (default: that of --lr)')
     add('--weight-decay', type=float, default=0.05)
-    add('--sched', default='cosine', choices=['cosine', 'plateau'], help='plateau: x0.1 after 3 epochs without a better mAP')
+    add('--sched', default='cosine', choices=['cosine', 'plateau'], help='plateau: x0.1 after 3 epochs without gain')
     add('--warmup-epochs', type=float, default=1.)
     add('--clip-grad', type=float, default=0., help='maximum norm of the gradients, 0 for none')
-    add('--ema-decay', type=float, default=0., help='moving average of the weights, which is then evaluated; 0 for none')
+    add('--ema-decay', type=float, default=0., help='moving average of the weights, then the evaluated ones; 0 for none')
 
     add('--loss', default='bce', choices=MULTI_LABEL_LOSS_TYPES)
     add('--smoothing', type=float, default=0., help='label smoothing')
@@ -160,13 +160,14 @@ def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
 
 
 def param_groups(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> List[Dict[str, Any]]:
-    """Norms and biases without weight decay, the backbone (all but the classifier of a plain model) with its own rate."""
+    """Norms and biases without decay; the backbone (of a plain model, all but the classifier) with its own rate."""
     if hasattr(model, 'backbone'):
         backbone = {id(p) for p in model.backbone.parameters()}
     else:
         backbone = {id(p) for p in model.parameters()} - {id(p) for p in model.get_classifier().parameters()}
     groups = []
-    for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=model.no_weight_decay()):
+    no_decay = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
+    for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=no_decay):
         for rate, part in (
                 (backbone_lr, [p for p in group['params'] if id(p) in backbone]),
                 (lr, [p for p in group['params'] if id(p) not in backbone]),
@@ -267,8 +268,8 @@ def main() -> None:
     except (ValueError, ImportError) as error:
         raise InputError(f'{error} Install the programs\' extra: pip install "timm-fan[train]".') from error
     if args.log_with != 'none' and not accelerator.log_with:
-        raise InputError(f'--log-with {args.log_with} is not installed: pip install {args.log_with}, or --log-with none.')
-    if (output / 'state').exists() and args.resume is None and accelerator.is_main_process:
+        raise InputError(f'{args.log_with} is not installed: pip install {args.log_with}, or --log-with none.')
+    if (output / 'state').exists() and args.resume is None:
         raise InputError(f'{output} holds a run already. Go on with --resume, or choose another --output.')
     accelerator.wait_for_everyone()
     micro_batch, rest = divmod(args.batch_size, accelerator.num_processes * args.grad_accum_steps)
@@ -306,7 +307,8 @@ def main() -> None:
 
     # every epoch has whole batches only, so that a step is the same whatever the number of processes
     images_per_epoch = len(train_set) // args.batch_size * args.batch_size
-    workers = dict(num_workers=args.workers, persistent_workers=args.workers > 0, pin_memory=accelerator.device.type == 'cuda')
+    workers = dict(
+        num_workers=args.workers, persistent_workers=args.workers > 0, pin_memory=accelerator.device.type == 'cuda')
     train_loader = DataLoader(
         train_set, micro_batch, sampler=RandomSampler(train_set, num_samples=images_per_epoch), **workers)
     val_loader = DataLoader(val_set, micro_batch, **workers)

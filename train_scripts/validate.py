@@ -41,10 +41,10 @@ def parse_args() -> argparse.Namespace:
 def check_class_names(model_names, data_names) -> None:
     if len(model_names) != len(data_names):
         raise InputError(
-            f'The model has {len(model_names)} classes and the data {len(data_names)}: give the --data it was trained on.')
+            f'The model has {len(model_names)} classes, the data {len(data_names)}: give the --data it was trained on.')
     for i, (model_name, data_name) in enumerate(zip(model_names, data_names)):
         if model_name != data_name and model_name != str(i):
-            raise InputError(f"Class {i} is '{model_name}' in the model and '{data_name}' in the data: their orders differ.")
+            raise InputError(f"Class {i} is '{model_name}' in the model, '{data_name}' in the data: not its classes.")
 
 
 def main() -> None:

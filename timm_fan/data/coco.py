@@ -44,9 +44,9 @@ def read_coco(root: Union[str, Path], split: str, transform: Optional[Callable] 
     root = Path(root)
     file = root / 'annotations' / f'instances_{split}.json'
     if not root.is_dir():
-        raise InputError(f'No data set folder {root}. Give --data-dir the folder that holds annotations/ and {split}/.')
+        raise InputError(f'No data set folder {root}. --data-dir must name the folder with annotations/ and {split}/.')
     if not file.is_file():
-        raise InputError(f'No annotation file {file}. The folder needs annotations/instances_{split}.json and {split}/.')
+        raise InputError(f'No annotation file {file}. --data-dir must name the folder with annotations/ and {split}/.')
     coco = _load(file)
 
     category_ids = sorted(coco.getCatIds())
@@ -58,12 +58,12 @@ def read_coco(root: Union[str, Path], split: str, transform: Optional[Callable] 
     for annotation in coco.anns.values():
         if annotation.get('category_id') not in class_index:
             raise InputError(
-                f'{file}: annotation {annotation["id"]} has category_id {annotation.get("category_id")}, which is not among'
-                f' the {len(category_ids)} categories of the file. Add the category or remove the annotation.')
+                f'{file}: annotation {annotation["id"]} has category_id {annotation.get("category_id")}, which is not'
+                f' among the {len(category_ids)} categories of the file. Add the category or remove the annotation.')
         if annotation['image_id'] not in coco.imgs:
             raise InputError(
-                f'{file}: annotation {annotation["id"]} belongs to image_id {annotation["image_id"]}, which is not among'
-                ' the images of the file. Add the image or remove the annotation.')
+                f'{file}: annotation {annotation["id"]} belongs to image_id {annotation["image_id"]}, which is not'
+                ' among the images of the file. Add the image or remove the annotation.')
 
     samples = []
     for image_id in sorted(coco.imgs):

@@ -2,6 +2,8 @@
 from pathlib import Path
 from typing import Callable, Optional, Union
 
+from tqdm.auto import tqdm
+
 from timm_fan.errors import InputError
 
 from .coco import read_coco
@@ -16,7 +18,7 @@ def _coco(year: int):
 
 
 def _scenes(preset: str):
-    return lambda root, split, transform: read_coco(write_scenes(root, preset), split, transform)
+    return lambda root, split, transform: read_coco(write_scenes(root, preset, progress=tqdm), split, transform)
 
 
 SOURCES = {

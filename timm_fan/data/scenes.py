@@ -1,7 +1,7 @@
 """Scenes: drawn, photograph-like multi-label images in COCO's layout, the embedded default data set.
 
-Made to hold what the FAN paper is about (Section I): each class has a scale of its own, from 1% to 60% of the image, the
-class frequencies have a long tail, and latent scene types make labels co-occur.
+Made to hold what the FAN paper is about (Section I): each class has a scale of its own, from 1% to 60% of the image,
+the class frequencies have a long tail, and latent scene types make labels co-occur.
 """
 import colorsys
 import json
@@ -34,7 +34,8 @@ _MIN_VISIBLE = 0.4
 _EMPTY_SHARE = 0.03
 _GREY_SHARE = 0.03
 
-Box = Tuple[float, float, float, float]
+# class index, box (x, y, width, height) in pixels, number of visible pixels
+SceneObject = Tuple[int, Tuple[float, float, float, float], int]
 
 
 class SceneClass(NamedTuple):
@@ -403,7 +404,7 @@ def _choose_classes(rng: np.random.Generator, kind: str, num_classes: int) -> Li
     return chosen
 
 
-def draw_scene(preset: ScenesPreset, seed: int, split: str, index: int) -> Tuple[Image.Image, List[Tuple[int, Box, int]]]:
+def draw_scene(preset: ScenesPreset, seed: int, split: str, index: int) -> Tuple[Image.Image, List[SceneObject]]:
     """Draw one image; it depends on the arguments alone, not on what was drawn before.
 
     Returns:
@@ -450,7 +451,7 @@ def draw_scene(preset: ScenesPreset, seed: int, split: str, index: int) -> Tuple
     return image, objects
 
 
-def _draw_file(preset: ScenesPreset, seed: int, split: str, index: int) -> Tuple[bytes, List[Tuple[int, Box, int]]]:
+def _draw_file(preset: ScenesPreset, seed: int, split: str, index: int) -> Tuple[bytes, List[SceneObject]]:
     image, objects = draw_scene(preset, seed, split, index)
     buffer = BytesIO()
     image.save(buffer, 'JPEG', quality=90)
@@ -511,7 +512,7 @@ def write_scenes(
         except (OSError, ValueError):
             found = None
         if found != info:
-            raise InputError(f'{folder} was not drawn by this version of scenes. Delete it, or give another --data-dir.')
+            raise InputError(f'{folder} was drawn by another version of scenes. Delete it, or change --data-dir.')
         return folder
 
     Path(root).mkdir(parents=True, exist_ok=True)

@@ -42,8 +42,8 @@ def read_backbone_weights(name: str, file: Union[str, Path]) -> Dict[str, torch.
     missing = sorted(wanted - state_dict.keys())
     if missing:
         raise InputError(
-            f"backbone_weights: {file} lacks {len(missing)} of {len(wanted)} tensors of '{name}', the first: {missing[0]}."
-            " Give a file in timm's parameter names for this backbone.")
+            f"backbone_weights: {file} lacks {len(missing)} of {len(wanted)} tensors of '{name}', the first:"
+            f" {missing[0]}. Give a file in timm's parameter names for this backbone.")
     return state_dict
 
 

@@ -104,7 +104,7 @@ def load_model(source: Union[str, Path]) -> nn.Module:
             folder = folder / 'best'
         for name in ('config.json', 'model.safetensors'):
             if not (folder / name).is_file():
-                raise InputError(f'{folder} holds no {name}. Give a run folder of train.py or its best/ or last/ folder.')
+                raise InputError(f'{folder} holds no {name}. Give a run folder of train.py, or its best/ or last/.')
         source = f'local-dir:{folder}'
     elif ':' not in str(source) and '/' in str(source):
         raise InputError(f'No folder {source}. A model of the Hub is written hf-hub:{source}.')
