@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--sched', default='cosine', choices=['cosine', 'plateau'], help='plateau: x0.1 after 3 epochs without gain')
     add('--warmup-epochs', type=float, default=1.)
     add('--clip-grad', type=float, default=0., help='maximum norm of the gradients, 0 for none')
-    add('--ema-decay', type=float, default=0., help='moving average of the weights, then the evaluated ones; 0 for none')
+    add('--ema-decay', type=float, default=0., help='moving average of the weights, evaluated in their place; 0: none')
 
     add('--loss', default='bce', choices=MULTI_LABEL_LOSS_TYPES)
     add('--smoothing', type=float, default=0., help='label smoothing')
@@ -292,7 +292,7 @@ def main() -> None:
         model = build_model(args, len(class_names))
     data_config = resolve_model_data_config(model, args=dict(img_size=args.img_size))
     train_set.transform = create_transform(
-        **data_config, is_training=True, scale=(args.min_crop, 1.), auto_augment=args.aa)
+        **data_config, is_training=True, scale=(args.min_crop, 1.), color_jitter=None, auto_augment=args.aa)
     val_set.transform = create_transform(**data_config)
 
     output.mkdir(parents=True, exist_ok=True)

@@ -50,13 +50,13 @@ class SceneClass(NamedTuple):
 CLASSES = (
     #          name            scale  freq.  w/h
     SceneClass('tree',          0.200, 0.50, 0.70, ('meadow', 'street', 'sky', 'sea')),
-    SceneClass('ball',          0.016, 0.33, 1.00, ('meadow', 'sea', 'room')),
-    SceneClass('house',         0.300, 0.26, 1.00, ('street', 'meadow')),
+    SceneClass('ball',          0.016, 0.37, 1.00, ('meadow', 'sea', 'room')),
+    SceneClass('house',         0.300, 0.28, 1.00, ('street', 'meadow')),
     SceneClass('bird',          0.022, 0.22, 1.60, ('sky', 'sea')),
     SceneClass('car',           0.120, 0.18, 1.80, ('street',)),
-    SceneClass('cup',           0.050, 0.12, 1.15, ('table', 'room')),
-    SceneClass('flower',        0.030, 0.09, 0.70, ('meadow', 'table')),
-    SceneClass('boat',          0.100, 0.06, 1.00, ('sea',)),
+    SceneClass('cup',           0.050, 0.15, 1.15, ('table', 'room')),
+    SceneClass('flower',        0.030, 0.12, 0.70, ('meadow', 'table')),
+    SceneClass('boat',          0.100, 0.09, 1.00, ('sea',)),
     SceneClass('rainbow',       0.600, 0.035, 1.70, ('sky',)),
     SceneClass('key',           0.012, 0.01, 2.00, ('table',)),
     SceneClass('lamp',          0.080, 0.20, 0.60, ('room', 'street')),
@@ -82,7 +82,7 @@ class ScenesPreset:
 
 
 PRESETS = {
-    'small': ScenesPreset(10, 128, 2400, 800),
+    'small': ScenesPreset(10, 128, 6000, 1000),
     'full': ScenesPreset(20, 256, 10000, 5000),
 }
 

@@ -1,0 +1,269 @@
+"""The programs as a user runs them: on the command line, on small drawn scenes."""
+import csv
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+
+from timm_fan.data import read_coco
+from timm_fan.errors import exit_on_input_error
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / 'train_scripts'
+TINY = [
+    '--config', str(SCRIPTS / 'configs' / 'scenes.yaml'), '--data', 'coco2014', '--backbone', 'test_resnet',
+    '--img-size', '48', '--epochs', '2', '--batch-size', '8', '--workers', '0', '--log-with', 'none',
+]
+
+
+def launch(*command, processes=0, check=True) -> subprocess.CompletedProcess:
+    launcher = [sys.executable]
+    if processes:
+        launcher += [
+            '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', str(processes), '--num_machines', '1',
+            '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'}
+    result = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, env=env, timeout=300)
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+def run_here(monkeypatch, program: str, *args, prepare=lambda module: None) -> int:
+    """Run a program in this process, which spares an interpreter's start; returns the exit code."""
+    spec = importlib.util.spec_from_file_location(program, SCRIPTS / f'{program}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    prepare(module)
+    monkeypatch.setattr(sys, 'argv', [f'{program}.py', *map(str, args)])
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    try:
+        with exit_on_input_error():
+            module.main()
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def history(run: Path):
+    with open(run / 'history.csv') as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope='module')
+def run_folder(coco_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('runs') / 'one'
+    launch(SCRIPTS / 'train.py', *TINY, '--data-dir', coco_folder, '--output', folder)
+    return folder
+
+
+def test_run_folder(run_folder):
+    for name in (
+            'config.yaml', 'train.log', 'history.csv', 'best/config.json', 'best/model.safetensors',
+            'last/model.safetensors', 'state/progress.json', 'report/metrics.json', 'report/per_class.csv',
+            'report/curves.png', 'report/per_class.png', 'report/predictions.png'):
+        assert (run_folder / name).stat().st_size > 0, name
+    assert not [p for p in run_folder.iterdir() if p.name.startswith('.')]
+    assert len(history(run_folder)) == 2
+
+
+def test_model_folder_needs_nothing_else(run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'moved')
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == read_coco(coco_folder, 'val2014').class_names
+    assert model.pretrained_cfg['input_size'] == (3, 48, 48)
+    assert str(coco_folder) not in (folder / 'config.json').read_text()
+
+
+@pytest.mark.parametrize('processes', [0, 2])
+def test_validate_repeats_training(run_folder, coco_folder, processes):
+    result = launch(
+        SCRIPTS / 'validate.py', run_folder / 'last', '--data', 'coco2014', '--data-dir', coco_folder, '--workers', '0',
+        '--batch-size', '4', '--json', processes=processes)
+    scores = json.loads(result.stdout[result.stdout.index('{'):])
+    last = history(run_folder)[-1]
+    assert scores['num_images'] == 13
+    assert scores['mAP'] == pytest.approx(last['mAP'], abs=1e-5)
+    assert scores['all']['CF1'] == pytest.approx(last['CF1'], abs=1e-5)
+    assert scores['all']['OF1'] == pytest.approx(last['OF1'], abs=1e-5)
+
+
+def test_two_processes_train_and_evaluate_all_images(coco_folder, tmp_path):
+    launch(SCRIPTS / 'train.py', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'two', processes=2)
+    scores = json.loads((tmp_path / 'two' / 'report' / 'metrics.json').read_text())
+    assert scores['num_images'] == 13
+    result = launch(
+        SCRIPTS / 'validate.py', tmp_path / 'two' / 'best', '--data', 'coco2014', '--data-dir', coco_folder,
+        '--workers', '0', '--json')
+    alone = json.loads(result.stdout[result.stdout.index('{'):])
+    assert alone['mAP'] == pytest.approx(scores['mAP'], abs=1e-6)
+    assert alone['top3'] == pytest.approx(scores['top3'], abs=1e-6)
+
+
+def test_resume_gives_the_undisturbed_weights(monkeypatch, coco_folder, tmp_path):
+    options = [*TINY, '--epochs', '3', '--data-dir', coco_folder, '--ema-decay', '0.9', '--cutmix', '1']
+    assert run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'whole') == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill_in_the_third_epoch(module):
+        train_one_epoch = module.train_one_epoch
+
+        def train_or_die(epoch, *args):
+            if epoch == 2:
+                raise Killed
+            return train_one_epoch(epoch, *args)
+
+        module.train_one_epoch = train_or_die
+
+    with pytest.raises(Killed):
+        run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'cut', prepare=kill_in_the_third_epoch)
+    assert run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'cut', '--resume') == 0
+    assert [row['mAP'] for row in history(tmp_path / 'cut')] == [row['mAP'] for row in history(tmp_path / 'whole')]
+    whole = load_file(tmp_path / 'whole' / 'last' / 'model.safetensors')
+    for name, tensor in load_file(tmp_path / 'cut' / 'last' / 'model.safetensors').items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_predict(run_folder, coco_folder, capsys, monkeypatch):
+    photo = coco_folder / 'val2014' / '3.jpg'
+    assert run_here(monkeypatch, 'predict', run_folder, photo, coco_folder / 'val2014', '--topk', '2') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14
+    assert re.fullmatch(rf'{photo}: \w+ [01]\.\d\d, \w+ [01]\.\d\d', lines[0])
+    assert run_here(monkeypatch, 'predict', run_folder, photo, '--threshold', '0.01', '--format', 'json') == 0
+    [result] = json.loads(capsys.readouterr().out)
+    names = read_coco(coco_folder, 'val2014').class_names
+    assert result['file'] == str(photo) and {x['label'] for x in result['labels']} <= set(names)
+    probabilities = [x['probability'] for x in result['labels']]
+    assert probabilities == sorted(probabilities, reverse=True) and all(0.01 < p <= 1 for p in probabilities)
+
+
+def test_truncated_jpeg_is_named_and_the_run_goes_on(monkeypatch, coco_folder, tmp_path, capsys):
+    data = shutil.copytree(coco_folder, tmp_path / 'coco')
+    for file in (data / 'train2014' / '5.jpg', data / 'val2014' / '7.jpg'):
+        file.write_bytes(file.read_bytes()[:400])
+    assert run_here(monkeypatch, 'train', *TINY, '--data-dir', data, '--output', tmp_path / 'run') == 0
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'unreadable image' in log and str(data / 'train2014' / '5.jpg') in log
+    scores = json.loads((tmp_path / 'run' / 'report' / 'metrics.json').read_text())
+    assert (scores['num_images'], scores['num_unlabelled']) == (12, 1)
+    assert run_here(monkeypatch, 'predict', tmp_path / 'run', data / 'val2014') == 0
+    output = capsys.readouterr()
+    assert str(data / 'val2014' / '7.jpg') in output.err and '7.jpg' not in output.out.split('predict')[-1]
+
+
+def broken_category(folder: Path) -> Path:
+    file = folder / 'annotations' / 'instances_train2014.json'
+    content = json.loads(file.read_text())
+    content['annotations'][3]['category_id'] = 777
+    file.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--data-dir', '/nowhere'], ['/nowhere', '--data-dir']),
+    (['--model', 'fan_resnet1O1'], ['fan_resnet1O1', 'fan_resnet101']),
+    (['--backbone', 'resnet999'], ['resnet999']),
+    (['--backbone-weights', '/no/file.safetensors'], ['/no/file.safetensors']),
+    (['--model-kwargs', 'frm=false'], ['frm']),
+    (['--model-kwargs', 'frn'], ['frn', 'KEY=VALUE']),
+    (['--config', 'nothing'], ['nothing', 'coco2014']),
+    (['--batch-size', '7', '--grad-accum-steps', '2'], ['7', '2']),
+    (['--batch-size', '500'], ['34', '--batch-size']),
+    (['--opt', 'nothing'], ['nothing']),
+    (['--loss', 'zlpr', '--cutmix', '1'], ['zlpr', 'cutmix']),
+    (['--resume', '/no/run'], ['/no/run']),
+])
+def test_a_mistake_ends_in_one_message(monkeypatch, capsys, coco_folder, tmp_path, options, words):
+    code = run_here(
+        monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'run', *options)
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count('error:') == 1 and 'Traceback' not in error
+    for word in words:
+        assert word in error
+
+
+def test_unknown_category_ends_in_one_message(coco_folder, tmp_path):
+    data = broken_category(shutil.copytree(coco_folder, tmp_path / 'coco'))
+    result = launch(SCRIPTS / 'train.py', *TINY, '--data-dir', data, '--output', tmp_path / 'run', check=False)
+    assert result.returncode == 2
+    assert '777' in result.stderr and 'instances_train2014.json' in result.stderr and 'Traceback' not in result.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_config_file_is_checked(monkeypatch, capsys, coco_folder, tmp_path):
+    for content, word in (('epoch: 3', 'epoch'), ('lr: fast', 'fast'), ('[1, 2', 'YAML'), ('- 3', 'option')):
+        file = tmp_path / 'own.yaml'
+        file.write_text(content)
+        code = run_here(monkeypatch, 'train', '--config', file, '--data-dir', coco_folder, '--output', tmp_path / 'run')
+        error = capsys.readouterr().err
+        assert code == 2 and word in error and 'Traceback' not in error
+
+
+def test_other_class_count_ends_in_one_message(monkeypatch, capsys, run_folder, tmp_path):
+    from conftest import write_coco
+
+    data = write_coco(tmp_path / 'coco', 4, 4, num_classes=4)
+    common = ['--data', 'coco2014', '--data-dir', data]
+    assert run_here(monkeypatch, 'validate', run_folder, *common) == 2
+    assert '6 classes' in capsys.readouterr().err
+    resumed = shutil.copytree(run_folder, tmp_path / 'run')
+    code = run_here(monkeypatch, 'train', *TINY, *common, '--batch-size', '4', '--output', resumed, '--resume')
+    assert code == 2 and '6 classes' in capsys.readouterr().err
+
+
+def test_finished_run_is_not_overwritten(monkeypatch, capsys, run_folder, coco_folder):
+    before = (run_folder / 'history.csv').read_bytes()
+    assert run_here(monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', run_folder) == 2
+    assert '--resume' in capsys.readouterr().err
+    assert (run_folder / 'history.csv').read_bytes() == before
+
+
+@pytest.mark.parametrize('options', [
+    ['--opt', 'sgd', '--lr', '0.1', '--backbone-lr', '0.01', '--sched', 'plateau'],
+    ['--loss', 'asl', '--cutmix', '1', '--mixup', '0.2', '--ema-decay', '0.9', '--aa', 'rand-m5', '--clip-grad', '1'],
+    ['--grad-accum-steps', '2', '--mixed-precision', 'bf16', '--model-kwargs', 'frn=false', 'cln=false'],
+    ['--loss', 'db', '--smoothing', '0.1', '--log-with', 'tensorboard'],
+    ['--model', 'test_resnet', '--backbone', ''],
+])
+def test_recipes(monkeypatch, coco_folder, tmp_path, options):
+    run = tmp_path / 'run'
+    assert run_here(
+        monkeypatch, 'train', *TINY, '--epochs', '1', '--data-dir', coco_folder, '--output', run, *options) == 0
+    assert json.loads((run / 'report' / 'metrics.json').read_text())['num_images'] == 13
+
+
+@pytest.mark.parametrize('config', sorted(p.stem for p in (SCRIPTS / 'configs').glob('*.yaml')))
+def test_configs_name_known_options(monkeypatch, capsys, config, tmp_path):
+    assert run_here(monkeypatch, 'train', '--config', config, '--data', 'coco2014', '--data-dir', tmp_path / 'no') == 2
+    assert str(tmp_path / 'no') in capsys.readouterr().err
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    commands = re.findall(r'^python3 -m venv .*$', (ROOT / 'README.md').read_text(), flags=re.M)
+    assert len(commands) == 2
+    assert 'train_scripts/train.py' in commands[0] and 'pytest' in commands[1]
+    assert (ROOT / '.ci' / 'run').read_text().splitlines()[-1] == commands[1]
+
+
+@pytest.mark.slow
+def test_coco_mini_reaches_40_map(coco_mini, lite0_weights, tmp_path):
+    launch(
+        SCRIPTS / 'train.py', '--config', 'coco2014', '--data-dir', coco_mini, '--model', 'fan',
+        '--backbone', 'tf_efficientnet_lite0', '--backbone-weights', lite0_weights, '--output', tmp_path / 'run')
+    assert json.loads((tmp_path / 'run' / 'report' / 'metrics.json').read_text())['mAP'] >= 0.4
