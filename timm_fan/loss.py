@@ -5,6 +5,8 @@ import torch
 import torch.nn as nn
 from timm.loss import MULTI_LABEL_LOSS_TYPES, create_classification_loss
 
+from timm_fan.errors import InputError
+
 __all__ = ['MaskedLoss', 'create_loss']
 
 # exp() of it is zero in float32: an absent label with this logit adds nothing to a log-sum-exp
@@ -58,12 +60,12 @@ def create_loss(
         num_samples: Training images, for db.
 
     Raises:
-        ValueError: Unknown name, or a combination that timm refuses.
+        InputError: Unknown name, or a combination that the loss refuses.
     """
     if name not in MULTI_LABEL_LOSS_TYPES:
-        raise ValueError(f"Unknown loss '{name}', expected one of {', '.join(MULTI_LABEL_LOSS_TYPES)}.")
-    if soft_targets and name in ('twoway', 'zlpr'):
-        raise ValueError(f"Loss '{name}' needs binary targets: set mixup and cutmix to 0, or take another loss.")
+        raise InputError(f"Unknown loss '{name}', expected one of {', '.join(MULTI_LABEL_LOSS_TYPES)}.")
+    if (soft_targets or smoothing) and name in ('twoway', 'zlpr'):
+        raise InputError(f"Loss '{name}' needs binary targets: set mixup, cutmix and smoothing to 0.")
     counts = dict(class_counts=class_counts, num_samples=num_samples) if name == 'db' else {}
     # our Mixup leaves the smoothing to the loss, so timm is not told of soft targets
     return MaskedLoss(create_classification_loss(name, multi_label=True, smoothing=smoothing, **counts))

@@ -11,6 +11,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from timm_fan.errors import InputError
+
 __all__ = ['FeatureTransformBlock', 'FeatureTransform', 'FeatureRefinementBlock', 'FeatureRefinementNetwork',
            'halve', 'num_halvings']
 
@@ -117,7 +119,7 @@ class FeatureRefinementBlock(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         if context_pool not in ('max', 'avg'):
-            raise ValueError(f"context_pool must be 'max' or 'avg', got {context_pool!r}.")
+            raise InputError(f"context_pool must be 'max' or 'avg', got {context_pool!r}.")
         self.context_pool = context_pool
         self.fc1 = nn.Conv2d(2 * dim, dim, kernel_size=1, **dd)
         self.act = act_layer()
