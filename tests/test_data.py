@@ -71,11 +71,11 @@ def test_coco_mini_against_pycocotools(coco_mini):
 
 @pytest.mark.parametrize('change, words', [
     (lambda c: c['annotations'][1].update(category_id=999), ['999', 'annotation 2']),
-    (lambda c: c['annotations'][1].pop('category_id'), ['None', 'annotation 2']),
+    (lambda c: c['annotations'][1].pop('category_id'), ['category_id', 'entry 1']),
+    (lambda c: c['images'][1].update(file_name='../secret.jpg'), ['../secret.jpg', 'image 5']),
     (lambda c: c['annotations'][0].update(image_id=12345), ['12345', 'annotation 1']),
     (lambda c: c.pop('categories'), ['categories']),
     (lambda c: c.pop('images'), ['images']),
-    (lambda c: c.update(images=[], annotations=[]), ['no image']),
     (lambda c: c['images'][0].pop('file_name'), ['file_name']),
     (lambda c: c['annotations'][0].pop('bbox'), ['bbox']),
 ])
@@ -106,6 +106,9 @@ def test_missing_files_are_named(folder):
         read_coco(folder, 'train2014')
     shutil.rmtree(folder / 'train2014')
     with pytest.raises(InputError, match='3 of 3 images'):
+        read_coco(folder, 'train2014')
+    edit(folder, lambda c: c.update(images=[], annotations=[]))
+    with pytest.raises(InputError, match='no image'):
         read_coco(folder, 'train2014')
     with pytest.raises(InputError, match='coco2014'):
         create_dataset('imagenet', folder, 'train')

@@ -2,7 +2,7 @@
 import contextlib
 import io
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Callable, Optional, Union
 
 import numpy as np
@@ -15,14 +15,49 @@ from .dataset import MultiLabelDataset, Sample
 __all__ = ['read_coco']
 
 
+_REQUIRED = {
+    'images': ('id', 'file_name'),
+    'annotations': ('id', 'image_id', 'category_id', 'bbox'),
+    'categories': ('id', 'name'),
+}
+
+
 def _load(file: Path) -> COCO:
+    """Open an instances file with pycocotools after checking what it takes for granted."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            return COCO(str(file))
+        content = json.loads(file.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f'{file} is not valid JSON ({error}). Download it again.') from error
-    except (KeyError, TypeError, AssertionError) as error:
-        raise InputError(f'{file} is not a COCO instances file: {type(error).__name__} {error}.') from error
+    for key, fields in _REQUIRED.items():
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise InputError(f"{file} has no list '{key}': it is not a COCO instances file.")
+        for number, entry in enumerate(entries):
+            missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
+            if missing:
+                raise InputError(f"{file}: entry {number} of '{key}' has no {', '.join(missing)}.")
+
+    category_ids = {category['id'] for category in content['categories']}
+    image_ids = {image['id'] for image in content['images']}
+    for annotation in content['annotations']:
+        if annotation['category_id'] not in category_ids:
+            raise InputError(
+                f'{file}: annotation {annotation["id"]} has category_id {annotation["category_id"]}, which is not among'
+                f' the {len(category_ids)} categories of the file. Add the category or remove the annotation.')
+        if annotation['image_id'] not in image_ids:
+            raise InputError(
+                f'{file}: annotation {annotation["id"]} is of image_id {annotation["image_id"]}, which is not among'
+                ' the images of the file. Add the image or remove the annotation.')
+    for image in content['images']:
+        path = PurePosixPath(str(image['file_name']))
+        if path.is_absolute() or '..' in path.parts:
+            raise InputError(f"{file}: file_name '{path}' of image {image['id']} leaves the image folder.")
+
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        coco.createIndex()
+    return coco
 
 
 def read_coco(root: Union[str, Path], split: str, transform: Optional[Callable] = None) -> MultiLabelDataset:
@@ -51,19 +86,9 @@ def read_coco(root: Union[str, Path], split: str, transform: Optional[Callable] 
 
     category_ids = sorted(coco.getCatIds())
     if not category_ids:
-        raise InputError(f'{file} lists no categories.')
+        raise InputError(f'{file} lists no category.')
     class_index = {category_id: i for i, category_id in enumerate(category_ids)}
     class_names = [category['name'] for category in coco.loadCats(category_ids)]
-
-    for annotation in coco.anns.values():
-        if annotation.get('category_id') not in class_index:
-            raise InputError(
-                f'{file}: annotation {annotation["id"]} has category_id {annotation.get("category_id")}, which is not'
-                f' among the {len(category_ids)} categories of the file. Add the category or remove the annotation.')
-        if annotation['image_id'] not in coco.imgs:
-            raise InputError(
-                f'{file}: annotation {annotation["id"]} belongs to image_id {annotation["image_id"]}, which is not'
-                ' among the images of the file. Add the image or remove the annotation.')
 
     samples = []
     for image_id in sorted(coco.imgs):

@@ -44,7 +44,10 @@ def load_image(file: Path) -> Image.Image:
         OSError, ValueError, SyntaxError: Pillow cannot decode it; the first for truncated files too.
     """
     with Image.open(file) as image:
-        return ImageOps.exif_transpose(image).convert('RGB')
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith('I;16'):  # convert() would clip all above 255 to white
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert('RGB')
 
 
 class MultiLabelDataset(Dataset):
