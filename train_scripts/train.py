@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--resume', nargs='?', const='auto', help="go on with a run folder; 'auto' or nothing: the output folder")
 
     add('--model', default='fan', help='a timm model name, or local-dir:FOLDER to fine-tune one (default: %(default)s)')
-    add('--backbone', help="timm model under 'fan'")
+    add('--backbone', help="train 'fan' over this timm model")
     add('--backbone-weights', help='safetensors file of the plain timm backbone')
     add('--pretrained-backbone', action=argparse.BooleanOptionalAction, default=False, help='fetch it from the Hub')
     add('--model-kwargs', nargs='*', default=[], metavar='KEY=VALUE', help='more model arguments, e.g. frn=false')
@@ -89,9 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_args(argv: List[str] = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = build_parser()
-    name = parser.parse_known_args(argv)[0].config
+    name = parser.parse_args().config
     file = Path(name) if name.endswith(('.yaml', '.yml')) else CONFIGS / f'{name}.yaml'
     if not file.is_file():
         known = ', '.join(sorted(p.stem for p in CONFIGS.glob('*.yaml')))
@@ -102,6 +102,13 @@ def parse_args(argv: List[str] = None) -> argparse.Namespace:
         raise InputError(f'{file} is not valid YAML: {error}') from error
     if not isinstance(config, dict):
         raise InputError(f'{file} must hold option: value lines.')
+
+    # another model or backbone on the command line takes none of the arguments of the file's
+    given = {argument.partition('=')[0] for argument in sys.argv[1:]}
+    if '--model' in given:
+        config = {k: v for k, v in config.items() if k not in ('backbone', 'backbone_weights', 'model_kwargs')}
+    elif '--backbone' in given:
+        config = {**config, 'model': 'fan', 'model_kwargs': None}
 
     # options of the file stand in front of the command line's, so argparse checks both alike
     options = {action.dest: action for action in parser._actions}
@@ -117,7 +124,7 @@ def parse_args(argv: List[str] = None) -> argparse.Namespace:
             front.append(flag if value else f'--no-{flag[2:]}')
         else:
             front.append(f'{flag}={value}')
-    args = parser.parse_args(front + (sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(front + sys.argv[1:])
 
     args.model_kwargs = {**config_kwargs, **parse_model_kwargs(args.model_kwargs)}
     args.config = str(file)
@@ -182,7 +189,8 @@ def setup_logging(accelerator: Accelerator, output: Path) -> None:
     if accelerator.is_main_process:
         handlers.append(logging.FileHandler(output / 'train.log'))
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
-    logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, handlers=handlers)
+    logging.basicConfig(
+        format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, handlers=handlers, force=True)
     _logger.setLevel(level)
 
 
