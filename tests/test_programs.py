@@ -26,14 +26,14 @@ TINY = [
 ]
 
 
-def launch(*command, processes=0, check=True) -> subprocess.CompletedProcess:
+def launch(*command, processes=0, check=True, timeout=300) -> subprocess.CompletedProcess:
     launcher = [sys.executable]
     if processes:
         launcher += [
             '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', str(processes), '--num_machines', '1',
             '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'}
-    result = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, env=env, timeout=300)
+    result = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, env=env, timeout=timeout)
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result
@@ -266,6 +266,8 @@ def test_ci_runs_the_test_command_of_the_readme():
 @pytest.mark.slow
 def test_coco_mini_reaches_40_map(coco_mini, lite0_weights, tmp_path):
     launch(
-        SCRIPTS / 'train.py', '--config', 'coco2014', '--data-dir', coco_mini, '--model', 'fan',
-        '--backbone', 'tf_efficientnet_lite0', '--backbone-weights', lite0_weights, '--output', tmp_path / 'run')
+        SCRIPTS / 'train.py', '--config', 'coco2014', '--data-dir', coco_mini, '--output', tmp_path / 'run',
+        '--backbone', 'tf_efficientnet_lite0', '--backbone-weights', lite0_weights, '--img-size', '224',
+        '--epochs', '16', '--batch-size', '16', '--lr', '5e-4', '--backbone-lr', '3e-4', '--ema-decay', '0.99',
+        '--cutmix', '0', '--min-crop', '0.4', '--mixed-precision', 'no', '--workers', '1', timeout=3600)
     assert json.loads((tmp_path / 'run' / 'report' / 'metrics.json').read_text())['mAP'] >= 0.4

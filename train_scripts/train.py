@@ -328,7 +328,7 @@ def main() -> None:
             raise InputError(f'Mixup and CutMix need an even batch, got {micro_batch} images a process and step.')
         mixup = MultiLabelMixup(
             len(class_names), mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, prob=args.mixup_prob)
-    counts = (train_set.targets() == 1).sum(0)
+    counts = (train_set.targets() == 1).sum(0) if args.loss == 'db' else None
     criterion = create_loss(
         args.loss, args.smoothing, soft_targets=mixup is not None,
         class_counts=counts, num_samples=len(train_set)).to(accelerator.device)
@@ -351,7 +351,8 @@ def main() -> None:
     ema = ModelEmaV3(accelerator.unwrap_model(model), decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
     if args.log_with != 'none':
-        accelerator.init_trackers(output.name, config={k: str(v) for k, v in vars(args).items()})
+        project = 'tensorboard' if args.log_with == 'tensorboard' else output.name
+        accelerator.init_trackers(project, config={k: str(v) for k, v in vars(args).items()})
     set_seed(args.seed, device_specific=True)
 
     history: List[Dict[str, float]] = []

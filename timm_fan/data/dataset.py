@@ -2,7 +2,7 @@
 import logging
 import warnings
 from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -132,8 +132,3 @@ class MultiLabelDataset(Dataset):
         if self.transform is not None:
             image = self.transform(image)
         return image, target
-
-
-def class_counts(targets: torch.Tensor) -> List[int]:
-    """Positive images of each class, from targets (N, num_classes)."""
-    return (targets == 1).sum(0).tolist()
