@@ -1,6 +1,7 @@
 """timm's `create_model` with errors that a user can act on, and self-contained model folders."""
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -107,5 +108,6 @@ def load_model(source: Union[str, Path]) -> nn.Module:
                 raise InputError(f'{folder} holds no {name}. Give a run folder of train.py, or its best/ or last/.')
         source = f'local-dir:{folder}'
     elif ':' not in str(source) and '/' in str(source):
-        raise InputError(f'No folder {source}. A model of the Hub is written hf-hub:{source}.')
+        hint = f' A model of the Hub is written hf-hub:{source}.' if re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)) else ''
+        raise InputError(f'No model or run folder {source}.{hint}')
     return create_model(str(source), pretrained=True).eval()
