@@ -108,6 +108,7 @@ def load_model(source: Union[str, Path]) -> nn.Module:
                 raise InputError(f'{folder} holds no {name}. Give a run folder of train.py, or its best/ or last/.')
         source = f'local-dir:{folder}'
     elif ':' not in str(source) and '/' in str(source):
-        hint = f' A model of the Hub is written hf-hub:{source}.' if re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)) else ''
+        is_repo = re.fullmatch(r'[\w.-]+/[\w.-]+', str(source))
+        hint = f' A model of the Hub is written hf-hub:{source}.' if is_repo else ''
         raise InputError(f'No model or run folder {source}.{hint}')
     return create_model(str(source), pretrained=True).eval()
