@@ -93,6 +93,13 @@ def test_reset_classifier():
     assert model(x).shape == (2, 4) and model.head_hidden_size == 2 * model.num_features
 
 
+def test_new_classifier_has_the_models_dtype():
+    model = tiny().to(torch.float64).eval()
+    model.reset_classifier(0)
+    model.reset_classifier(2)
+    assert model.head.fc.weight.dtype == torch.float64 and not model.head.fc.training
+
+
 def test_torchscript():
     model = tiny().eval()
     x = torch.randn(1, 3, 65, 97)
