@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--data', default='scenes', choices=list(SOURCES), help='data source (default: %(default)s)')
     add('--data-dir', default='data', help='folder of the data set; scenes are drawn below it (default: %(default)s)')
     add('--output', help='run folder (default: runs/CONFIG)')
-    add('--resume', nargs='?', const='auto', help="go on with a run folder; 'auto' or nothing: the output folder")
+    add('--resume', nargs='?', const='auto', help="go on with this run folder; 'auto': with --output, if it is one")
 
     add('--model', default='fan', help='a timm model name, or local-dir:FOLDER to fine-tune one (default: %(default)s)')
     add('--backbone', help="train 'fan' over this timm model")
@@ -129,10 +129,10 @@ def parse_args() -> argparse.Namespace:
     args.model_kwargs = {**config_kwargs, **parse_model_kwargs(args.model_kwargs)}
     args.config = str(file)
     args.output = args.output or f'runs/{file.stem}'
+    if args.resume and args.resume != 'auto':
+        args.output = args.resume
     if args.backbone_lr is None:
         args.backbone_lr = args.lr
-    if args.resume in ('auto', None):
-        args.resume = args.output if args.resume else None
     for key in ('epochs', 'batch_size', 'grad_accum_steps'):
         if getattr(args, key) < 1:
             raise InputError(f'--{key.replace("_", "-")} must be at least 1, got {getattr(args, key)}.')
@@ -208,8 +208,6 @@ def save_state(accelerator: Accelerator, output: Path, ema, progress: Dict[str, 
 
 def load_state(accelerator: Accelerator, run: Path, ema, class_names: List[str]) -> Dict[str, Any]:
     state = run / 'state'
-    if not (state / 'progress.json').is_file():
-        raise InputError(f'--resume: {run} holds no state/ of an earlier run. Leave --resume out to start anew.')
     progress = json.loads((state / 'progress.json').read_text())
     if progress['class_names'] != class_names:
         raise InputError(
@@ -277,8 +275,11 @@ def main() -> None:
         raise InputError(f'{error} Install the programs\' extra: pip install "timm-fan[train]".') from error
     if args.log_with != 'none' and not accelerator.log_with:
         raise InputError(f'{args.log_with} is not installed: pip install {args.log_with}, or --log-with none.')
-    if (output / 'state').exists() and args.resume is None:
+    resume = (output / 'state').exists()
+    if resume and args.resume is None:
         raise InputError(f'{output} holds a run already. Go on with --resume, or choose another --output.')
+    if not resume and args.resume not in (None, 'auto'):
+        raise InputError(f'--resume: {output} holds no state/ of an earlier run. Leave --resume out to start anew.')
     accelerator.wait_for_everyone()
     micro_batch, rest = divmod(args.batch_size, accelerator.num_processes * args.grad_accum_steps)
     if rest or not micro_batch:
@@ -357,14 +358,14 @@ def main() -> None:
 
     history: List[Dict[str, float]] = []
     best = -1.
-    if args.resume:
-        state = load_state(accelerator, Path(args.resume), ema, class_names)
+    if resume:
+        state = load_state(accelerator, output, ema, class_names)
         history, best = state['history'], state['best']
         if args.sched == 'plateau':
             scheduler.load_state_dict(state['scheduler'])
         else:
             scheduler.step_update(len(history) * updates_per_epoch)
-        _logger.info('resumed %s after epoch %d', args.resume, len(history))
+        _logger.info('resumed %s after epoch %d', output, len(history))
 
     started = time.time()
     for epoch in range(len(history), args.epochs):
