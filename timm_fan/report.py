@@ -102,15 +102,17 @@ def _plot_predictions(logits: torch.Tensor, dataset: Dataset, file: Path, thresh
                 wrong.append(f'{name} {probabilities[i]:.2f}')
             elif target[i] == 1:
                 missed.append(f'{name} {probabilities[i]:.2f}')
-        y = -0.04
-        groups = (('found', hits, 'green'), ('wrong', wrong, 'red'), ('missed', missed, 'darkorange'))
+        groups = [('found', hits, 'green'), ('wrong', wrong, 'red'), ('missed', missed, 'darkorange')]
+        if not (hits or wrong or missed):
+            groups = [('no label', ['none predicted'], 'gray')]
+        y = -4  # points below the picture
         for title, names, color in groups:
             if names:
                 text = textwrap.fill(f'{title}: {", ".join(names)}', 40, max_lines=3)
-                axis.text(0, y, text, color=color, fontsize=8, va='top', transform=axis.transAxes)
-                y -= 0.07 * (text.count('\n') + 1)
-        if not (hits or wrong or missed):
-            axis.text(0, y, 'no label, none predicted', color='gray', fontsize=8, va='top', transform=axis.transAxes)
+                axis.annotate(
+                    text, (0, 0), (0, y), xycoords='axes fraction', textcoords='offset points', color=color, fontsize=8,
+                    va='top', annotation_clip=False)
+                y -= 11 * (text.count('\n') + 1)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 
