@@ -7,26 +7,35 @@ A backbone's last three feature maps are refined from the top down (FRN) and cor
 a linear classifier (Figure 2). Written from the paper; where it is silent or contradicts itself, the docstrings of the
 layers and of `FAN` say what stands here and why.
 """
-from typing import Any, Dict, List, Optional, Set, Tuple, Type, Union
+import copy
+import os
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import ClassifierHead, get_device_dtype
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
+from timm.layers import ClassifierHead, LayerNorm2d, get_device_dtype
 from timm.models import (
     build_model_with_cfg,
     checkpoint,
     generate_default_cfgs,
     get_pretrained_cfg,
     register_model,
+    resolve_pretrained_cfg,
 )
 from timm.models._features import feature_take_indices
+from timm.models._input import update_model_input_size
 
+from timm_fan.errors import InputError
 from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, halve, num_halvings
 
 from .backbone import Backbone, check_backbone_name
 
-__all__ = ['FAN']
+__all__ = ['FAN', 'checkpoint_filter_fn']
+
+# the organisation on the Hub whose repositories hold the weights of the default tags
+HUB_ORG = os.environ.get('TIMM_FAN_HUB_ORG', 'timm-fan')
 
 
 def _default_embed_dim(channels: int) -> int:
@@ -53,7 +62,7 @@ class FAN(nn.Module):
         global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`; the paper does not say.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the backbone, where it has it.
-        img_size: Input size of backbones with a fixed one, in pixels.
+        img_size: Input size in pixels. Backbones with a fixed one are built for it, the others take any.
         norm_layer: Normalization in the FTBs.
         act_layer: Activation in the FTBs and FRBs.
         pretrained_backbone: Load timm's weights of the backbone from the Hub.
@@ -96,13 +105,14 @@ class FAN(nn.Module):
         backbone_args = dict(backbone_args or {})
         if drop_path_rate:
             backbone_args['drop_path_rate'] = drop_path_rate
-        if img_size is not None:
-            backbone_args['img_size'] = img_size
-        self.backbone = Backbone(backbone, pretrained_backbone, backbone_weights, in_chans, **backbone_args, **dd)
+        self.backbone = Backbone(
+            backbone, pretrained_backbone, backbone_weights, in_chans, img_size, **backbone_args, **dd)
         channels, reductions = self.backbone.channels, self.backbone.reductions
+        # detectors give the raw maps of such backbones a norm too, https://arxiv.org/abs/2103.14030 (its code)
+        self.norm = nn.ModuleList([LayerNorm2d(c, **dd) if self.backbone.raw else nn.Identity() for c in channels])
         self.feature_info = [
-            dict(num_chs=c, reduction=r, module=f'backbone.{i}') for i, (c, r) in enumerate(zip(channels, reductions))]
-        self._traits = dict(first_conv=f'backbone.{self.backbone.first_conv}' if self.backbone.first_conv else None)
+            dict(num_chs=c, reduction=r, module=f'norm.{i}') for i, (c, r) in enumerate(zip(channels, reductions))]
+        self._traits = dict(first_conv=_prefixed(self.backbone.first_conv()))
         self.halvings = [num_halvings(r, reductions[-1]) for r in reductions]
 
         self.embed_dim = embed_dim or _default_embed_dim(channels[-1])
@@ -123,11 +133,28 @@ class FAN(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> Set[str]:
-        return set()
+        return {f'backbone.{name}' for name in self.backbone.no_weight_decay()}
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
-        return dict(stem=r'^backbone', blocks=[(r'^frn', (0,)), (r'^cln', (1,))])
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
+        """The backbone's layers as its own `group_matcher` has them; all that is FAN's shares the last."""
+        layers = {f'backbone.{name}': layer for name, layer in self.backbone.layer_ids(coarse).items()}
+
+        def layer_of(name: str) -> float:
+            return layers.get(name, -1. if name.startswith('backbone.') else float('inf'))
+
+        return layer_of
+
+    @torch.jit.ignore
+    def set_input_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
+        """Another input size in pixels, for backbones with a fixed one.
+
+        Raises:
+            timm_fan.InputError: timm cannot change this backbone's size after construction.
+        """
+        img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.backbone.set_input_size(img_size)
+        update_model_input_size(self, img_size)
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -144,14 +171,24 @@ class FAN(nn.Module):
         self.head_hidden_size = self.head.num_features
         self._init_classifier()
 
-    def fuse(self, features: List[torch.Tensor]) -> torch.Tensor:
-        """x2, x3, x4 of the backbone -> (B, num_features, H, W) on x4's grid."""
-        p2, p3, p4 = features
+    def forward_maps(self, x: torch.Tensor) -> List[torch.Tensor]:
+        """(B, in_chans, H, W) -> x2, x3, x4, fine to coarse, each (B, C, h, w), normalized if the backbone does not."""
+        features = self.backbone(x)
+        maps: List[torch.Tensor] = []
+        for i, norm in enumerate(self.norm):
+            maps.append(norm(features[i]))
+        return maps
+
+    def fuse(self, maps: List[torch.Tensor]) -> torch.Tensor:
+        """x2, x3, x4 -> (B, num_features, H, W) on x4's grid."""
+        if self.frn is None and self.cln is None:
+            return maps[-1]
+        p2, p3, p4 = maps
         if self.frn is not None:
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                p2, p3, p4 = checkpoint(self.frn, features)
+                p2, p3, p4 = checkpoint(self.frn, maps)
             else:
-                p2, p3, p4 = self.frn(features)
+                p2, p3, p4 = self.frn(maps)
         if self.cln is not None:
             if self.frn is None:
                 for _ in range(self.halvings[0]):
@@ -161,7 +198,7 @@ class FAN(nn.Module):
                 h, w = p4.shape[2], p4.shape[3]
                 p2, p3 = p2[:, :, :h, :w], p3[:, :, :h, :w]
             return self.cln(p2, p3, p4)
-        return torch.cat([p2, p3, p4], dim=1) if self.frn is not None else p4
+        return torch.cat([p2, p3, p4], dim=1)
 
     def forward_intermediates(
             self,
@@ -177,22 +214,54 @@ class FAN(nn.Module):
         Args:
             x: Image tensor (B, in_chans, H, W).
             indices: The last n maps if int, all if None, the given ones if a sequence.
-            norm: Accepted for timm's interface, there is no norm to apply.
+            norm: Accepted for timm's interface, the maps are normalized already.
             stop_early: Accepted for timm's interface, the maps come together.
             output_fmt: Must be 'NCHW'.
             intermediates_only: Return the maps alone.
         """
         assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
         take_indices, _ = feature_take_indices(len(self.feature_info), indices)
-        features = self.backbone(x)
-        intermediates = [features[i] for i in take_indices]
+        maps = self.forward_maps(x)
+        intermediates = [maps[i] for i in take_indices]
         if intermediates_only:
             return intermediates
-        return self.fuse(features), intermediates
+        return self.fuse(maps), intermediates
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+            self,
+            indices: Union[int, List[int]] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> List[int]:
+        """Drop what the given intermediates do not need.
+
+        Args:
+            indices: As in `forward_intermediates`.
+            prune_norm: Drop FRN and CLN, so that `forward_features` ends at the last map; without x4 they go anyway.
+            prune_head: Drop the classifier.
+
+        Returns:
+            The indices as they count from here on.
+        """
+        take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
+        if max_index < len(self.feature_info) - 1:
+            self.backbone.prune(max_index + 1)
+            self.norm = self.norm[:max_index + 1]
+            self.feature_info = self.feature_info[:max_index + 1]
+            prune_norm = True
+        if prune_norm:
+            self.frn = self.cln = None
+            self.num_features = self.feature_info[-1]['num_chs']
+            self.head.in_features = self.num_features
+            self.reset_classifier(self.num_classes)
+        if prune_head:
+            self.reset_classifier(0, '')
+        return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chans, H, W) -> (B, num_features, h, w), h and w those of the backbone's last map."""
-        return self.fuse(self.backbone(x))
+        return self.fuse(self.forward_maps(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """(B, num_features, h, w) -> logits (B, num_classes), or the pooled features (B, head_hidden_size)."""
@@ -203,10 +272,34 @@ class FAN(nn.Module):
         x = self.forward_head(x)
         return x
 
+    def __prepare_scriptable__(self) -> 'FAN':
+        # TorchScript replaces children by what their own hook returns, here not in this very model
+        model = copy.copy(self)
+        model._modules = dict(self._modules)
+        return model
 
-def _cfg(**kwargs: Any) -> Dict[str, Any]:
+
+def _prefixed(names: Union[None, str, Tuple[str, ...]]) -> Union[None, str, Tuple[str, ...]]:
+    if names is None or isinstance(names, str):
+        return f'backbone.{names}' if names else None
+    return tuple(f'backbone.{n}' for n in names)
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: FAN) -> Dict[str, torch.Tensor]:
+    """Takes a FAN's weights as they are; those of the plain timm backbone leave the rest of the model as it is.
+
+    Raises:
+        timm_fan.InputError: The weights are of another model.
+    """
+    if any(name.startswith('backbone.') for name in state_dict):
+        return state_dict
+    backbone = {f'backbone.{name}': v for name, v in model.backbone.from_plain(state_dict).items()}
+    return {**model.state_dict(), **backbone}
+
+
+def _cfg(url: str = '', **kwargs: Any) -> Dict[str, Any]:
     return {
-        'url': '', 'num_classes': 80, 'input_size': (3, 448, 448), 'pool_size': (14, 14),
+        'url': url, 'num_classes': 80, 'input_size': (3, 448, 448), 'pool_size': (14, 14),
         'crop_pct': 1.0, 'crop_mode': 'center', 'interpolation': 'bilinear',
         'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
         'first_conv': 'backbone.net.conv1', 'classifier': 'head.fc',
@@ -217,37 +310,89 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
+def _cfg_224(**kwargs: Any) -> Dict[str, Any]:
+    size = dict(input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875, interpolation='bicubic')
+    return _cfg(**{**size, **kwargs})
+
+
+# a tag without weights stands for the repository of its name below HUB_ORG
 default_cfgs = generate_default_cfgs({
-    'fan.untrained': _cfg(),
-    'fan_resnet50.untrained': _cfg(),
-    'fan_resnet101.untrained': _cfg(),
-    'fan_vgg16.untrained': _cfg(first_conv='backbone.net.features_0'),
+    'fan': _cfg(),
+    'fan_resnet18.coco2014': _cfg(),
+    'fan_resnet50.coco2014': _cfg(),
+    'fan_resnet101.coco2014': _cfg(),
+    'fan_vgg16.coco2014': _cfg(first_conv='backbone.net.features_0'),
+    'fan_tresnet_l.coco2014': _cfg(
+        crop_pct=0.875, mean=(0., 0., 0.), std=(1., 1., 1.), first_conv='backbone.net.body_conv1.conv'),
+    'fan_efficientnet_b0.coco2014': _cfg_224(first_conv='backbone.net.conv_stem'),
+    'fan_mobilenetv3_large_100.coco2014': _cfg_224(first_conv='backbone.net.conv_stem'),
+    'fan_convnext_tiny.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
+    'fan_convnext_base.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
+    'fan_swin_tiny_patch4_window7_224.coco2014': _cfg_224(
+        first_conv='backbone.net.model.patch_embed.proj', crop_pct=0.9, fixed_input_size=True),
+    'fan_vit_base_patch16_224.coco2014': _cfg_224(
+        first_conv='backbone.net.model.patch_embed.proj', pool_size=(14, 14), crop_pct=0.9, fixed_input_size=True,
+        mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD),
 })
 
 
-def _backbone_cfg(backbone: str) -> Dict[str, Any]:
-    """Preprocessing and sizes that a FAN over `backbone` takes from the backbone's own pretrained config."""
+def _backbone_cfg(variant: str, backbone: str) -> Dict[str, Any]:
+    """What a FAN over `backbone` takes from the backbone's own pretrained config.
+
+    That is the preprocessing; the sizes stay those of the variant unless it is the general one or the backbone has one
+    size only.
+    """
     check_backbone_name(backbone)
     cfg = get_pretrained_cfg(backbone)
     if cfg is None:
         return {}
-    keys = ('input_size', 'min_input_size', 'fixed_input_size', 'pool_size', 'mean', 'std', 'interpolation')
+    keys = ['mean', 'std', 'interpolation']
+    if variant == 'fan' or cfg.fixed_input_size:
+        keys += ['input_size', 'min_input_size', 'fixed_input_size', 'pool_size']
     return {k: getattr(cfg, k) for k in keys if getattr(cfg, k) is not None}
 
 
 def _create_fan(variant: str, pretrained: bool = False, **kwargs: Any) -> FAN:
+    pretrained_cfg = kwargs.pop('pretrained_cfg', None)
+    overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
+    # a saved model's config (a dict) and that of published weights stand as they are
+    if not isinstance(pretrained_cfg, dict) and (variant == 'fan' or not pretrained):
+        overlay = {**_backbone_cfg(variant, kwargs['backbone']), **overlay}
+
+    unpublished = None
     if pretrained:
-        kwargs['pretrained_backbone'], kwargs['backbone_weights'] = False, None
-    # a saved model brings its own config (a dict), which stands
-    if not isinstance(kwargs.get('pretrained_cfg'), dict) and variant == 'fan':
-        overlay = kwargs.pop('pretrained_cfg_overlay', None) or {}
-        kwargs['pretrained_cfg_overlay'] = {**_backbone_cfg(kwargs['backbone']), **overlay}
-    model = build_model_with_cfg(
-        FAN, variant, pretrained,
-        feature_cfg=dict(out_indices=(0, 1, 2), feature_cls='getter'),
-        **kwargs,
-    )
-    return model
+        kwargs.update(pretrained_backbone=False, backbone_weights=None)
+        cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+        if not (cfg.has_weights or cfg.state_dict):
+            unpublished = f'{HUB_ORG}/{variant}.{cfg.tag}' if cfg.tag else f'{HUB_ORG}/{variant}'
+            overlay['hf_hub_id'] = unpublished
+
+    # FAN's maps come out of one module: by forward_intermediates or by hooks, never by running its children in turn
+    feature_cfg = dict(out_indices=(0, 1, 2), feature_cls='getter')
+    feature_cfg.update(kwargs.pop('feature_cfg', None) or {})
+    feature_cls = kwargs.pop('feature_cls', feature_cfg['feature_cls'])
+    if feature_cls == 'dict':
+        feature_cfg.update(feature_cls='hook', return_dict=True)
+    else:
+        feature_cfg['feature_cls'] = 'getter' if feature_cls == 'list' else feature_cls
+
+    try:
+        return build_model_with_cfg(
+            FAN, variant, pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=feature_cfg,
+            **kwargs,
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        if unpublished is None:
+            raise
+        raise InputError(
+            f"No pretrained weights of {variant}: the repository {unpublished} cannot be read ({type(error).__name__})."
+            f' Train them (train_scripts/train.py --model {variant}), name a file'
+            f" (pretrained_cfg_overlay=dict(file='model.safetensors')), or start from the backbone's ImageNet weights"
+            ' (pretrained=False, pretrained_backbone=True).') from error
 
 
 @register_model
@@ -255,6 +400,12 @@ def fan(pretrained: bool = False, **kwargs: Any) -> FAN:
     """FAN over `backbone=NAME`; mean, std, interpolation and input size are the backbone's."""
     model_args = dict(backbone='resnet101.tv_in1k')
     return _create_fan('fan', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_resnet18(pretrained: bool = False, **kwargs: Any) -> FAN:
+    model_args = dict(backbone='resnet18.tv_in1k', embed_dim=256)
+    return _create_fan('fan_resnet18', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
@@ -275,3 +426,47 @@ def fan_vgg16(pretrained: bool = False, **kwargs: Any) -> FAN:
     """The paper's second model: conv4, conv5 and the last pooling of VGG-16 are x2, x3, x4."""
     model_args = dict(backbone='vgg16.tv_in1k', embed_dim=512)
     return _create_fan('fan_vgg16', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_tresnet_l(pretrained: bool = False, **kwargs: Any) -> FAN:
+    """Over TResNet-L, https://arxiv.org/abs/2003.13630, the backbone of ASL and ML-Decoder."""
+    model_args = dict(backbone='tresnet_l.miil_in1k_448', embed_dim=512)
+    return _create_fan('fan_tresnet_l', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_efficientnet_b0(pretrained: bool = False, **kwargs: Any) -> FAN:
+    model_args = dict(backbone='efficientnet_b0.ra_in1k', embed_dim=128)
+    return _create_fan('fan_efficientnet_b0', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_mobilenetv3_large_100(pretrained: bool = False, **kwargs: Any) -> FAN:
+    model_args = dict(backbone='mobilenetv3_large_100.ra_in1k', embed_dim=128)
+    return _create_fan('fan_mobilenetv3_large_100', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_convnext_tiny(pretrained: bool = False, **kwargs: Any) -> FAN:
+    model_args = dict(backbone='convnext_tiny.fb_in22k_ft_in1k', embed_dim=256)
+    return _create_fan('fan_convnext_tiny', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_convnext_base(pretrained: bool = False, **kwargs: Any) -> FAN:
+    model_args = dict(backbone='convnext_base.fb_in22k_ft_in1k', embed_dim=512)
+    return _create_fan('fan_convnext_base', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) -> FAN:
+    model_args = dict(backbone='swin_tiny_patch4_window7_224.ms_in22k_ft_in1k', embed_dim=256)
+    return _create_fan('fan_swin_tiny_patch4_window7_224', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> FAN:
+    """Blocks 4, 8 and 12 are x2, x3, x4, at one stride."""
+    model_args = dict(backbone='vit_base_patch16_224.augreg2_in21k_ft_in1k', embed_dim=512)
+    return _create_fan('fan_vit_base_patch16_224', pretrained=pretrained, **dict(model_args, **kwargs))
