@@ -4,6 +4,7 @@ from .feature_refinement import (
     FeatureRefinementNetwork,
     FeatureTransform,
     FeatureTransformBlock,
+    fit_grid,
     halve,
     num_halvings,
 )
@@ -14,6 +15,7 @@ __all__ = [
     'FeatureRefinementNetwork',
     'FeatureTransform',
     'FeatureTransformBlock',
+    'fit_grid',
     'halve',
     'num_halvings',
 ]

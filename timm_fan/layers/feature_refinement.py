@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from timm_fan.errors import InputError
 
 __all__ = ['FeatureTransformBlock', 'FeatureTransform', 'FeatureRefinementBlock', 'FeatureRefinementNetwork',
-           'halve', 'num_halvings']
+           'fit_grid', 'halve', 'num_halvings']
 
 
 def num_halvings(reduction: int, target: int) -> int:
-    """Number of 2x2 poolings that take a map of stride `reduction` closest to the stride `target`."""
-    return max(0, round(math.log2(target / reduction)))
+    """Number of 2x2 poolings that take a map of stride `reduction` to the stride `target`, or just short of it."""
+    return max(0, math.floor(math.log2(target / reduction)))
 
 
 def halve(x: torch.Tensor) -> torch.Tensor:
@@ -28,6 +28,20 @@ def halve(x: torch.Tensor) -> torch.Tensor:
     An odd border is averaged over the pixels it has, as strided convolutions with padding keep it too.
     """
     return F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, count_include_pad=False)
+
+
+def fit_grid(x: torch.Tensor, size: List[int], exact: bool) -> torch.Tensor:
+    """The last step onto another map's grid, (B, C, h, w) -> (B, C, *size).
+
+    Args:
+        x: A halved map.
+        size: Height and width of the grid.
+        exact: The halvings reached the grid's stride. Then x is at most one row and column larger, where the backbone
+            floors odd sizes, and these are cut. Otherwise it is averaged over the positions of the grid.
+    """
+    if exact:
+        return x[:, :, :size[0], :size[1]]
+    return F.adaptive_avg_pool2d(x, size)
 
 
 class FeatureTransformBlock(nn.Module):
@@ -170,6 +184,7 @@ class FeatureRefinementNetwork(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         halvings = [num_halvings(r, reductions[-1]) for r in reductions]
+        self.exact = [r * 2 ** n == reductions[-1] for r, n in zip(reductions, halvings)]
         self.ftb2 = FeatureTransform(in_chs[0], dim, halvings[0], norm_layer, act_layer, **dd)
         self.ftb3 = FeatureTransform(in_chs[1], dim, halvings[1], norm_layer, act_layer, **dd)
         self.ftb4 = FeatureTransform(in_chs[2], dim, halvings[2], norm_layer, act_layer, **dd)
@@ -179,9 +194,8 @@ class FeatureRefinementNetwork(nn.Module):
     def forward(self, features: List[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x2, x3, x4 with x4 of (B, C4, H, W) -> p2, p3, p4, each (B, K, H, W)"""
         x2, x3, x4 = features
-        h, w = x4.shape[2], x4.shape[3]
+        size = [x4.shape[2], x4.shape[3]]
         p4 = self.ftb4(x4)
-        # backbones that floor odd sizes end one row short of the pooled map
-        p3 = self.frb3(self.ftb3(x3)[:, :, :h, :w], p4)
-        p2 = self.frb2(self.ftb2(x2)[:, :, :h, :w], p3)
+        p3 = self.frb3(fit_grid(self.ftb3(x3), size, self.exact[1]), p4)
+        p2 = self.frb2(fit_grid(self.ftb2(x2), size, self.exact[0]), p3)
         return p2, p3, p4

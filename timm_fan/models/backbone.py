@@ -79,8 +79,9 @@ class Backbone(nn.Module):
 
     Channels, strides and the number of maps come from timm's `feature_info`, never from a table of names.
 
-    `raw` says that the maps are a residual stream that nothing has normalized: timm's feature networks leave a model's
-    final norm out. Where that norm fits every map (isotropic transformers) it is put back in here.
+    timm's feature networks leave a model's final norm out. Where it fits every map (isotropic transformers) it is put
+    back in here: `normed`. Elsewhere the maps of networks of layer norms are a residual stream that nothing has
+    normalized: `raw`.
 
     Args:
         name: Any timm model that `features_only=True` works for, with or without a tag.
@@ -130,7 +131,8 @@ class Backbone(nn.Module):
         self.channels: List[int] = [info.channels()[i] for i in self.maps]
         self.reductions: List[int] = [info.reduction()[i] for i in self.maps]
         self.nhwc: bool = getattr(self.net, 'output_fmt', None) == Format.NHWC
-        self.raw = not isinstance(self.net, NormedFeatureGetterNet) and any(
+        self.normed = isinstance(self.net, NormedFeatureGetterNet)
+        self.raw = not self.normed and any(
             isinstance(m, (nn.LayerNorm, nn.GroupNorm, RmsNorm, RmsNorm2d)) for m in self.net.modules())
 
     def _input_size(self) -> Tuple[int, int]:

@@ -28,7 +28,7 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
 from timm_fan.errors import InputError
-from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, halve, num_halvings
+from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, fit_grid, halve, num_halvings
 
 from .backbone import Backbone, check_backbone_name
 
@@ -114,6 +114,7 @@ class FAN(nn.Module):
             dict(num_chs=c, reduction=r, module=f'norm.{i}') for i, (c, r) in enumerate(zip(channels, reductions))]
         self._traits = dict(first_conv=_prefixed(self.backbone.first_conv()))
         self.halvings = [num_halvings(r, reductions[-1]) for r in reductions]
+        self.exact = [r * 2 ** n == reductions[-1] for r, n in zip(reductions, self.halvings)]
 
         self.embed_dim = embed_dim or _default_embed_dim(channels[-1])
         self.frn = FeatureRefinementNetwork(
@@ -195,8 +196,8 @@ class FAN(nn.Module):
                     p2 = halve(p2)
                 for _ in range(self.halvings[1]):
                     p3 = halve(p3)
-                h, w = p4.shape[2], p4.shape[3]
-                p2, p3 = p2[:, :, :h, :w], p3[:, :, :h, :w]
+                size = [p4.shape[2], p4.shape[3]]
+                p2, p3 = fit_grid(p2, size, self.exact[0]), fit_grid(p3, size, self.exact[1])
             return self.cln(p2, p3, p4)
         return torch.cat([p2, p3, p4], dim=1)
 
@@ -247,11 +248,12 @@ class FAN(nn.Module):
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
         if max_index < len(self.feature_info) - 1:
             self.backbone.prune(max_index + 1)
-            self.norm = self.norm[:max_index + 1]
             self.feature_info = self.feature_info[:max_index + 1]
             prune_norm = True
         if prune_norm:
             self.frn = self.cln = None
+            self.norm = nn.ModuleList([
+                norm if i in take_indices else nn.Identity() for i, norm in enumerate(self.norm[:max_index + 1])])
             self.num_features = self.feature_info[-1]['num_chs']
             self.head.in_features = self.num_features
             self.reset_classifier(self.num_classes)
