@@ -24,6 +24,7 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.loss import MULTI_LABEL_LOSS_TYPES
+from timm.models import get_model_input_config
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
@@ -155,6 +156,8 @@ def parse_model_kwargs(pairs: List[str]) -> Dict[str, Any]:
 def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     kwargs = dict(args.model_kwargs)
     if args.model.startswith('fan'):
+        if args.img_size:
+            kwargs.setdefault('img_size', args.img_size)
         kwargs.update(backbone_weights=args.backbone_weights, pretrained_backbone=args.pretrained_backbone)
         if args.backbone:
             kwargs['backbone'] = args.backbone
@@ -163,7 +166,15 @@ def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     elif args.backbone or args.backbone_weights:
         raise InputError(f"--backbone and --backbone-weights go with a fan model, not with --model '{args.model}'.")
     pretrained = ':' in args.model or (args.pretrained_backbone and not args.model.startswith('fan'))
-    return create_model(args.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    model = create_model(args.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    config = get_model_input_config(model)
+    if args.img_size and config['fixed_input_size'] and config['input_size'][1:] != (args.img_size, args.img_size):
+        if not hasattr(model, 'set_input_size'):
+            raise InputError(
+                f"--img-size {args.img_size}: '{args.model}' has the fixed size {config['input_size'][1:]}."
+                f' Try --model-kwargs img_size={args.img_size}.')
+        model.set_input_size(img_size=(args.img_size, args.img_size))
+    return model
 
 
 def param_groups(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> List[Dict[str, Any]]:

@@ -148,8 +148,10 @@ class Backbone(nn.Module):
         try:
             probe = self._create(device='meta')
         except (AssertionError, AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
+            args = ', '.join(f'{k}={v}' for k, v in self.args.items())
             raise InputError(
-                f"timm gives no feature maps of backbone='{self.name}': {type(error).__name__}: {error}") from error
+                f"timm gives no feature maps of backbone='{self.name}' with {args}: {type(error).__name__}:"
+                f' {error}') from error
         reductions = [info['reduction'] for info in probe.feature_info]
         levels = _choose_maps(reductions)
         self.args['out_indices'] = sorted(set(levels))

@@ -1,0 +1,33 @@
+"""timm's own test suite over every `fan*` name, from the source distribution of the installed timm."""
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.timm_suite
+def test_timms_own_suite_passes(tmp_path):
+    download = subprocess.run(
+        [sys.executable, '-m', 'pip', 'download', f'timm=={timm.__version__}', '--no-binary', ':all:', '--no-deps',
+         '--dest', str(tmp_path)], capture_output=True, text=True)
+    if download.returncode:
+        pytest.skip(f"needs timm's source distribution, pip could not fetch it: {download.stderr.strip()[-200:]}")
+    with tarfile.open(next(tmp_path.glob('timm-*.tar.gz'))) as archive:
+        archive.extractall(tmp_path, filter='data')
+    # one thread: tests of this suite may run beside others on two cores
+    env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    run = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-p', 'timm_fan', 'tests/test_models.py', '-k', 'fan', '-q'],
+        cwd=tmp_path / f'timm-{timm.__version__}', env=env, capture_output=True, text=True)
+    print(run.stdout[-3000:])
+    assert run.returncode == 0, run.stdout[-5000:]
+    passed = re.search(r'(\d+) passed', run.stdout)
+    # at least forward, backward, configs, features, TorchScript and FX of each name
+    assert passed and int(passed[1]) >= 6 * len(timm.list_models('fan*')), run.stdout[-500:]
