@@ -37,7 +37,7 @@ def test_config_is_the_backbones(name):
         keys += ['input_size', 'crop_pct']
     for key in keys:
         assert getattr(ours, key) == getattr(theirs, key), key
-    assert ours.first_conv == f'backbone.{backbone.first_conv()}'
+    assert [ours.first_conv] == [f'backbone.{n}' for n in backbone.first_convs()]
 
 
 @pytest.mark.parametrize('name', ['fan', 'fan_resnet50'])
@@ -59,8 +59,7 @@ def test_layer_decay_follows_the_backbone(backbone):
         assert name.startswith('backbone.') or scale == 1., name
     plain = timm.create_model(backbone, num_classes=0)
     expected = create_optimizer_v2(plain, 'adamw', lr=1., weight_decay=0.05, layer_decay=0.5)
-    first = model.backbone.first_conv()
-    stem = scales[f'backbone.{first}.weight']
+    stem = scales[f'backbone.{model.backbone.first_convs()[0]}.weight']
     assert stem == min(scales.values()) and stem < 0.5
     # the plain model has its classifier where the FAN has its own layers, so the ratios are the plain model's
     depth = len({g['lr_scale'] for g in expected.param_groups})
@@ -79,7 +78,7 @@ def test_in_chans(in_chans, tmp_path):
     overlay = dict(state_dict=plain.state_dict())
     model = timm.create_model(
         'fan', backbone='test_resnet', in_chans=in_chans, pretrained=True, pretrained_cfg_overlay=overlay)
-    stem = model.get_submodule(f'backbone.{model.backbone.first_conv()}').weight
+    stem = model.get_submodule(f'backbone.{model.backbone.first_convs()[0]}').weight
     expected = timm.models.adapt_input_conv(in_chans, plain.conv1[0].weight)
     torch.testing.assert_close(stem, expected)
     assert model.eval()(torch.randn(1, in_chans, 64, 64)).shape == (1, 80)
@@ -88,7 +87,7 @@ def test_in_chans(in_chans, tmp_path):
 @pytest.mark.parametrize('in_chans', [1, 4])
 def test_trained_weights_take_other_channels(in_chans):
     model = tiny(num_classes=80)
-    first = f'backbone.{model.backbone.first_conv()}.weight'
+    first = f'backbone.{model.backbone.first_convs()[0]}.weight'
     loaded = tiny(
         num_classes=80, in_chans=in_chans, pretrained=True, pretrained_cfg_overlay=dict(state_dict=model.state_dict()))
     torch.testing.assert_close(

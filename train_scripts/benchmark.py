@@ -136,8 +136,8 @@ def backbones_page(results: Dict[str, List[Dict[str, Any]]], modules: Dict[str, 
         f' {timm.__version__} ({sum(map(len, modules.values()))} models).',
         '',
         'A model works if a FAN over it can be built, gives finite logits in training mode, and gradients reach FAN and'
-        ' backbone. Weights are random.',
-        'Each line shows the smallest model of a module' + (', and how many were tried.' if args.all else '.'),
+        ' backbone.',
+        'Weights are random.',
         '',
         f'Made on {date.today():%Y-%m-%d} with torch {torch.__version__}, torchvision {torchvision.__version__}, timm'
         f' {timm.__version__}, Python {platform.python_version()}, on {os.cpu_count()} CPU cores, by',
@@ -154,12 +154,10 @@ def backbones_page(results: Dict[str, List[Dict[str, Any]]], modules: Dict[str, 
         ' multiples of 32 (tried: 128 x 160), or',
         'the size in its config, which most such models change with `img_size=`.',
         '',
-        '| module | model | M params | strides | channels | norm | sizes | works |' + (' tried |' if args.all else ''),
-        '|---|---|---|---|---|---|---|---|' + ('---|' if args.all else ''),
+        '| module | smallest model | M params | strides | channels | norm | sizes | works, of tried | in timm |',
+        '|---|---|---|---|---|---|---|---|---|',
     ]
     for module, rows in results.items():
-        if not rows:
-            continue
         row = rows[0]
         cells = [module, f"`{row['name']}`"]
         if 'channels' in row:
@@ -167,17 +165,17 @@ def backbones_page(results: Dict[str, List[Dict[str, Any]]], modules: Dict[str, 
             cells += [row['norm'], row.get('sizes', '')]
         else:
             cells += [''] * 5
-        cells.append('yes' if row['works'] else 'no')
-        if args.all:
-            cells.append(f"{sum(r['works'] for r in rows)} of {len(rows)} (has {len(modules[module])})")
+        cells += [f"{sum(r['works'] for r in rows)} of {len(rows)}", str(len(modules[module]))]
         lines.append('| ' + ' | '.join(cells) + ' |')
-    unused = [row for row in tried if row.get('unused')]
-    if unused:
+    unused = {m: [r for r in rows if r.get('unused')] for m, rows in results.items()}
+    if any(unused.values()):
         lines += [
             '', '## Parameters without a gradient', '',
             "timm's feature networks of these models keep parameters that their maps do not need, so DDP wants"
             ' `find_unused_parameters=True`.', '']
-        lines += [f"- `{row['name']}`: {len(row['unused'])}, the first `{row['unused'][0]}`" for row in unused]
+        lines += [
+            f"- {module}: {len(rows)} models, e.g. `{rows[0]['name']}`: {len(rows[0]['unused'])}, the first"
+            f" `{rows[0]['unused'][0]}`" for module, rows in unused.items() if rows]
     failed = [row for row in tried if not row['works']]
     if failed:
         lines += ['', '## Why not', '']

@@ -178,17 +178,13 @@ class Backbone(nn.Module):
         return None
 
     @torch.jit.ignore
-    def first_conv(self) -> Union[None, str, Tuple[str, ...]]:
-        """The input convolution or convolutions, which take another number of channels when weights are loaded."""
+    def first_convs(self) -> List[str]:
+        """The input convolutions, which take another number of channels when weights are loaded; none if unknown."""
         cfg = get_pretrained_cfg(self.name)
-        plain = cfg.first_conv if cfg is not None else None
-        if plain is None:
-            return None
+        plain = (cfg.first_conv if cfg is not None else None) or ()
         names = {n for n, _ in self.named_modules()}
         own = [self.own_name(n, names) for n in ((plain,) if isinstance(plain, str) else plain)]
-        if None in own:
-            return None
-        return own[0] if isinstance(plain, str) else tuple(own)
+        return [n for n in own if n is not None]
 
     @torch.jit.ignore
     def layer_ids(self, coarse: bool = False) -> Dict[str, int]:

@@ -112,7 +112,7 @@ class FAN(nn.Module):
         self.norm = nn.ModuleList([LayerNorm2d(c, **dd) if self.backbone.raw else nn.Identity() for c in channels])
         self.feature_info = [
             dict(num_chs=c, reduction=r, module=f'norm.{i}') for i, (c, r) in enumerate(zip(channels, reductions))]
-        self._traits = dict(first_conv=_prefixed(self.backbone.first_conv()))
+        self._traits = dict(first_conv=tuple(f'backbone.{n}' for n in self.backbone.first_convs()) or None)
         self.halvings = [num_halvings(r, reductions[-1]) for r in reductions]
         self.exact = [r * 2 ** n == reductions[-1] for r, n in zip(reductions, self.halvings)]
 
@@ -279,12 +279,6 @@ class FAN(nn.Module):
         model = copy.copy(self)
         model._modules = dict(self._modules)
         return model
-
-
-def _prefixed(names: Union[None, str, Tuple[str, ...]]) -> Union[None, str, Tuple[str, ...]]:
-    if names is None or isinstance(names, str):
-        return f'backbone.{names}' if names else None
-    return tuple(f'backbone.{n}' for n in names)
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: FAN) -> Dict[str, torch.Tensor]:
