@@ -45,11 +45,11 @@ def edit(folder, change):
 def test_coco_layout(folder):
     dataset = read_coco(folder, 'train2014')
     assert dataset.class_names == ['cat', 'bird', 'dog']
-    assert [s.file for s in dataset.samples] == ['train2014/2.jpg', 'train2014/5.jpg', 'train2014/7.jpg']
+    assert list(dataset.images.files) == ['train2014/2.jpg', 'train2014/5.jpg', 'train2014/7.jpg']
     assert dataset.targets().tolist() == [[0, 1, 0], [0, 0, 0], [1, 0, 1]]
-    assert dataset.samples[2].boxes.tolist() == [[1, 2, 3, 4], [5, 5, 2, 2], [0, 0, 8, 8]]
-    assert dataset.samples[2].box_labels.tolist() == [2, 2, 0]
-    assert dataset.samples[1].boxes.shape == (0, 4)
+    boxes, labels = dataset.boxes[2]
+    assert boxes.tolist() == [[1, 2, 3, 4], [5, 5, 2, 2], [0, 0, 8, 8]] and labels.tolist() == [2, 2, 0]
+    assert dataset.boxes[1][0].shape == (0, 4) and dataset.boxes.sizes.tolist() == [[12, 10]] * 3
     for image, _ in dataset:
         assert image.mode == 'RGB' and image.size == (12, 10)
 
@@ -115,8 +115,7 @@ def test_missing_files_are_named(folder):
 
 
 def one_image(tmp_path, name, unknown=()):
-    return MultiLabelDataset(
-        tmp_path, [Sample(name, (1,), np.zeros((0, 4)), np.zeros(0), unknown)], ['a', 'b', 'c'])
+    return MultiLabelDataset.from_samples(tmp_path, [Sample(name, (1,), unknown=unknown)], ['a', 'b', 'c'])
 
 
 def test_unknown_labels(tmp_path):

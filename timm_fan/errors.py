@@ -1,7 +1,7 @@
 """The one error that a user's mistake ends in."""
 import contextlib
 import sys
-from typing import Iterator
+from typing import Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -19,3 +19,11 @@ def exit_on_input_error() -> Iterator[None]:
     except InputError as error:
         sys.stderr.write(f'error: {error}\n')
         sys.exit(2)
+
+
+def raise_problems(source: str, problems: Sequence[str], shown: int = 20) -> None:
+    """Raises one InputError for all that is wrong with a file, if anything is."""
+    if problems:
+        more = f'\n  ... and {len(problems) - shown} more' if len(problems) > shown else ''
+        lines = ''.join(f'\n  {p}' for p in problems[:shown])
+        raise InputError(f'{source}: {len(problems)} problem{"s" if len(problems) > 1 else ""}:{lines}{more}')

@@ -4,62 +4,112 @@ mAP, CP, CR, CF1, OP, OR, OF1 as in Section IV-B3, Eq. 10 to 12 of the FAN paper
 (https://doi.org/10.1109/ACCESS.2019.2929512). All figures are fractions in 0..1, computed in float64 on the whole set,
 never averaged over batches. A target of -1 is unknown and counts nowhere.
 """
+import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Union
 
+import numpy as np
 import torch
 
-__all__ = ['ClassScores', 'Figures', 'MultiLabelScores', 'average_precision', 'evaluate_logits', 'precision_recall']
+__all__ = ['DEFINITIONS', 'ClassScores', 'Figures', 'MultiLabelScores', 'Ranking', 'average_precision',
+           'evaluate_logits', 'figures_of_counts', 'precision_recall', 'predict_labels', 'rank', 'topk_mask']
 
-# values sorted at a time, bounds the memory of the sort
-_CHUNK_ELEMENTS = 1 << 24
-
-
-def _average_precision_columns(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    order = scores.argsort(dim=0, descending=True)
-    scores, targets = scores.gather(0, order), targets.gather(0, order)
-    positives = (targets == 1).to(torch.float64)
-    true_positives = positives.cumsum(0)
-    predicted = (targets >= 0).to(torch.float64).cumsum(0)
-
-    # tied images cross a threshold together: all take the precision at the end of their group, in whatever order
-    ends = torch.ones_like(scores, dtype=torch.bool)
-    ends[:-1] = scores[:-1] != scores[1:]
-    rows = torch.arange(len(scores), device=scores.device)[:, None].expand_as(ends)
-    group_end = torch.where(ends, rows, len(scores)).flip(0).cummin(0).values.flip(0)
-    precision = true_positives.gather(0, group_end) / predicted.gather(0, group_end).clamp(min=1)
-
-    # 0 / 0 is NaN, which marks a class without a positive
-    return (precision * positives).sum(0) / positives.sum(0)
+# by name, and who computes so:
+# the mean of the precisions at the positives: SRN, ML-GCN, CSRA, scikit-learn, timm
+# the mean of the precision envelope at the positives: VOC since 2010, SSGRL, Query2Label
+# the mean of the envelope at the recalls 0, 0.1, ..., 1: VOC 2007
+DEFINITIONS = ('non-interpolated', 'interpolated', 'voc07')
 
 
-def average_precision(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Non-interpolated average precision of each class: the mean of the precisions at its positives.
-
-    Equal to scikit-learn's `average_precision_score` of each column, ties included, over the images whose label is
-    known.
+class Ranking:
+    """One class's images in the order of their scores: all that its average precision needs, for any image weights.
 
     Args:
-        logits: Scores (N, num_classes) on any monotonic scale.
-        targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
-
-    Returns:
-        float64 (num_classes,) in 0..1; NaN for a class without a positive.
-
-    Raises:
-        ValueError: Shapes differ, or a score is NaN.
+        scores: (N,), higher is more likely.
+        targets: 1 present, 0 absent, -1 unknown, (N,).
     """
+
+    def __init__(self, scores: np.ndarray, targets: np.ndarray):
+        known = np.flatnonzero(targets >= 0)
+        by_score = known[np.argsort(-scores[known])]
+        scores = scores[by_score]
+        # tied images cross a threshold together: all take the counts at the end of their group, in whatever order
+        ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        positives = np.flatnonzero(targets[by_score] == 1)
+        self.order = by_score
+        self.positives = by_score[positives]
+        self.ends = ends[np.searchsorted(ends, positives)]
+        self.tied = np.searchsorted(self.ends, self.ends, side='right') - 1
+
+    def average_precision(self, weights: Optional[np.ndarray] = None, definition: str = DEFINITIONS[0]) -> float:
+        """NaN without a positive. `weights` (N,) int32 says how often each image counts, once by default."""
+        if weights is None:
+            found = np.ones(len(self.positives), dtype=np.int64)
+            predicted = self.ends + 1
+        else:
+            found = weights[self.positives]
+            predicted = np.cumsum(weights[self.order], dtype=np.int32)[self.ends]
+        true_positives = np.cumsum(found, dtype=np.int64)
+        total = true_positives[-1] if len(true_positives) else 0
+        if not total:
+            return float('nan')
+        true_positives = true_positives[self.tied]
+        precision = true_positives / np.maximum(predicted, 1)
+        if definition == 'non-interpolated':
+            return float(found @ precision / total)
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        if definition == 'interpolated':
+            return float(found @ envelope / total)
+        # in integers, as 0.3 is not 3 * 0.1; the first positive that reaches each recall
+        reached = np.searchsorted(10 * true_positives, np.arange(11) * total)
+        return float(envelope[reached].mean())
+
+
+def _check(logits: torch.Tensor, targets: torch.Tensor) -> None:
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise ValueError(
             f'logits and targets must both be (N, num_classes), got {tuple(logits.shape)} and {tuple(targets.shape)}.')
     if torch.isnan(logits).any():
         raise ValueError(f'{int(torch.isnan(logits).sum())} of {logits.numel()} logits are NaN.')
-    num_images, num_classes = logits.shape
-    if not num_images:
-        return torch.full((num_classes,), float('nan'), dtype=torch.float64)
-    step = max(1, _CHUNK_ELEMENTS // num_images)
-    return torch.cat([
-        _average_precision_columns(logits[:, i:i + step], targets[:, i:i + step]) for i in range(0, num_classes, step)])
+
+
+def rank(logits: torch.Tensor, targets: torch.Tensor) -> List[Ranking]:
+    """The ranking of each class, from logits and targets (N, num_classes).
+
+    Raises:
+        ValueError: Shapes differ, or a score is NaN.
+    """
+    _check(logits, targets)
+    columns = zip(np.ascontiguousarray(logits.numpy().T), np.ascontiguousarray(targets.numpy().T))
+    return [Ranking(scores, truth) for scores, truth in columns]
+
+
+def average_precision(
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        definition: str = DEFINITIONS[0],
+) -> torch.Tensor:
+    """Average precision of each class over the images whose label is known; tied scores count together.
+
+    The default, the mean of the precisions at the positives, is what most of the field's tables have and equals
+    scikit-learn's `average_precision_score` and timm's. The interpolated definitions are never lower.
+
+    Args:
+        logits: Scores (N, num_classes) on any monotonic scale.
+        targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
+        definition: 'non-interpolated', 'interpolated' (the precision envelope, VOC 2010 and later) or 'voc07' (the
+            envelope at 11 recalls). http://host.robots.ox.ac.uk/pascal/VOC/voc2012/devkit_doc.pdf, Section 3.4.
+
+    Returns:
+        float64 (num_classes,) in 0..1; NaN for a class without a positive.
+
+    Raises:
+        ValueError: Shapes differ, a score is NaN, or there is no such definition.
+    """
+    if definition not in DEFINITIONS:
+        raise ValueError(f"No AP definition '{definition}', expected one of {', '.join(DEFINITIONS)}.")
+    rankings = rank(logits.detach().cpu(), targets.detach().cpu())
+    return torch.tensor([r.average_precision(definition=definition) for r in rankings], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -80,8 +130,10 @@ class ClassScores:
     AP: Optional[float]
     precision: float
     recall: float
+    F1: float
     positives: int
     images: int
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -90,16 +142,22 @@ class MultiLabelScores:
 
     Attributes:
         mAP: Mean of the classes' average precisions, in 0..1; classes without a positive are left out.
+        mAP_by_definition: The same by each of DEFINITIONS; mAP is the non-interpolated one.
         all: Figures over all labels above the threshold.
         top3: The same over each image's three highest labels.
+        sample_f1: Mean over images of the F1 of their labels; 0 for one with none, present or predicted.
+        exact_match: Share of images whose known labels are all right.
         num_images: Images with at least one known label; the others are `num_unlabelled`.
         classes_without_positives: Names of the classes left out of mAP, CP and CR.
         protocol: How the figures were computed, in words.
         per_class: Figures of each class.
     """
     mAP: float
+    mAP_by_definition: Dict[str, float]
     all: Figures
     top3: Figures
+    sample_f1: float
+    exact_match: float
     num_images: int
     num_unlabelled: int
     classes_without_positives: List[str]
@@ -135,7 +193,11 @@ def precision_recall(predicted: torch.Tensor, targets: torch.Tensor) -> Figures:
         predicted: bool (N, num_classes).
         targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
     """
-    true_positives, predictions, positives = _counts(predicted, targets)
+    return figures_of_counts(*_counts(predicted, targets))
+
+
+def figures_of_counts(true_positives: torch.Tensor, predictions: torch.Tensor, positives: torch.Tensor) -> Figures:
+    """The six threshold figures of counts for each class, float64 (num_classes,)."""
     rated = positives > 0
     cp = (true_positives / predictions.clamp(min=1))[rated]
     cr = (true_positives / positives.clamp(min=1))[rated]
@@ -146,16 +208,33 @@ def precision_recall(predicted: torch.Tensor, targets: torch.Tensor) -> Figures:
 
 def topk_mask(logits: torch.Tensor, k: int) -> torch.Tensor:
     """bool (N, num_classes): the k highest of each row, the lower class index first among ties."""
-    k = min(k, logits.shape[1])
-    order = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, order, True)
+    left = logits.numpy()
+    left = np.maximum(left, np.finfo(left.dtype).min)  # a copy in which -inf marks what is taken
+    rows = np.arange(len(left))
+    for _ in range(min(k, left.shape[1])):
+        left[rows, left.argmax(axis=1)] = -np.inf
+    return torch.from_numpy(np.isneginf(left))
+
+
+def predict_labels(logits: torch.Tensor, threshold: Union[float, Sequence[float]] = 0.5) -> torch.Tensor:
+    """bool (N, num_classes): the probability is above the threshold, one for all classes or one for each, in 0..1.
+
+    Raises:
+        ValueError: A threshold is out of range, or their number is not that of the classes.
+    """
+    threshold = torch.as_tensor(threshold, dtype=torch.float64)
+    if not ((threshold > 0) & (threshold < 1)).all():
+        raise ValueError(f'threshold must be between 0 and 1, got {threshold.tolist()}.')
+    if threshold.ndim and threshold.shape != logits.shape[1:]:
+        raise ValueError(f'{threshold.numel()} thresholds for {logits.shape[1]} classes.')
+    return logits > torch.logit(threshold).to(logits.device)
 
 
 def evaluate_logits(
         logits: torch.Tensor,
         targets: torch.Tensor,
         class_names: Optional[Sequence[str]] = None,
-        threshold: float = 0.5,
+        threshold: Union[float, Sequence[float]] = 0.5,
         top3_above_threshold: bool = True,
 ) -> MultiLabelScores:
     """All figures of a whole data set.
@@ -168,46 +247,53 @@ def evaluate_logits(
         logits: (N, num_classes), gathered from all processes.
         targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
         class_names: Names in class order, class indices by default.
-        threshold: Probability in 0..1, exclusive.
+        threshold: Probability in 0..1, exclusive, or one for each class.
         top3_above_threshold: Protocol of the Top-3 figures.
 
     Raises:
-        ValueError: Shapes differ, a logit is NaN, the threshold is out of range, or no label is known.
+        ValueError: Shapes differ, a logit is NaN, a threshold is out of range, or no label is known.
     """
-    if not 0. < threshold < 1.:
-        raise ValueError(f'threshold must be between 0 and 1, got {threshold}.')
-    logits, targets = logits.detach().cpu().double(), targets.detach().cpu()
-    ap = average_precision(logits, targets)
-    labelled = (targets >= 0).any(dim=1)
+    logits, targets = logits.detach().cpu(), targets.detach().cpu()
+    rankings = rank(logits, targets)
+    passed = predict_labels(logits, threshold)
+    known, present = targets >= 0, targets == 1
+    labelled = known.any(dim=1)
     if not labelled.any():
         raise ValueError('No label of the data set is known: there is nothing to evaluate.')
     names = list(class_names) if class_names is not None else [str(i) for i in range(logits.shape[1])]
     if len(names) != logits.shape[1]:
         raise ValueError(f'{len(names)} class names for {logits.shape[1]} classes.')
 
-    passed = logits > torch.logit(torch.tensor(threshold, dtype=torch.float64))
+    aps = {d: [r.average_precision(definition=d) for r in rankings] for d in DEFINITIONS}
+    rated = [i for i, ap in enumerate(aps[DEFINITIONS[0]]) if not math.isnan(ap)]
+    maps = {d: _ratio(sum(ap[i] for i in rated), len(rated)) for d, ap in aps.items()}
+
+    thresholds = torch.as_tensor(threshold, dtype=torch.float64).expand(len(names)).tolist()
+    true_positives, predictions, positives = (v.tolist() for v in _counts(passed, targets))
+    images = known.sum(0).tolist()
+    per_class = []
+    for i, name in enumerate(names):
+        precision, recall = _ratio(true_positives[i], predictions[i]), _ratio(true_positives[i], positives[i])
+        per_class.append(ClassScores(
+            name=name, AP=aps[DEFINITIONS[0]][i] if i in rated else None, precision=precision, recall=recall,
+            F1=_f1(precision, recall), positives=int(positives[i]), images=images[i], threshold=thresholds[i]))
+
+    hits, predicted = (passed & present).sum(1), (passed & known).sum(1)
+    sample_f1 = 2 * hits / (predicted + present.sum(1)).clamp(min=1)
+    exact = ((passed == present) | ~known).all(dim=1)
     highest = topk_mask(logits, 3)
-    true_positives, predictions, positives = _counts(passed, targets)
-    per_class = [
-        ClassScores(
-            name=names[i],
-            AP=None if torch.isnan(ap[i]) else float(ap[i]),
-            precision=_ratio(true_positives[i], predictions[i]),
-            recall=_ratio(true_positives[i], positives[i]),
-            positives=int(positives[i]),
-            images=int((targets[:, i] >= 0).sum()),
-        )
-        for i in range(len(names))
-    ]
-    rated = ap[~torch.isnan(ap)]
     top3 = 'the three highest that pass it' if top3_above_threshold else 'always the three highest'
+    above = f'> {thresholds[0]:g}' if len(set(thresholds)) == 1 else "> the class's threshold"
     return MultiLabelScores(
-        mAP=_ratio(rated.sum(), len(rated)),
+        mAP=maps[DEFINITIONS[0]],
+        mAP_by_definition=maps,
         all=precision_recall(passed, targets),
         top3=precision_recall(highest & passed if top3_above_threshold else highest, targets),
+        sample_f1=float(sample_f1[labelled].double().mean()),
+        exact_match=float(exact[labelled].double().mean()),
         num_images=int(labelled.sum()),
         num_unlabelled=int((~labelled).sum()),
         classes_without_positives=[c.name for c in per_class if c.AP is None],
-        protocol=f'non-interpolated AP; probability > {threshold:g}; Top-3: {top3}; unknown labels ignored',
+        protocol=f'non-interpolated AP; probability {above}; Top-3: {top3}; unknown labels ignored',
         per_class=per_class,
     )

@@ -75,8 +75,6 @@ def _plot_per_class(scores: MultiLabelScores, file: Path) -> None:
 
 
 def _plot_predictions(logits: torch.Tensor, dataset: Dataset, file: Path, threshold: float, num_images: int) -> None:
-    from .data import load_image
-
     plt = _pyplot()
     # spread over the set, the same images in every run
     chosen = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().long().unique().tolist()
@@ -87,7 +85,7 @@ def _plot_predictions(logits: torch.Tensor, dataset: Dataset, file: Path, thresh
         axis.axis('off')
     for axis, index in zip(axes.flat, chosen):
         try:
-            axis.imshow(load_image(dataset.file(index)))
+            axis.imshow(dataset.images.load(index))
         except (OSError, ValueError, SyntaxError):
             axis.set_title('unreadable image', fontsize=8)
             continue

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add('--config', default='scenes', help='a name in train_scripts/configs or a YAML file (default: scenes)')
-    add('--data', default='scenes', choices=list(SOURCES), help='data source (default: %(default)s)')
+    add('--data', default='scenes', help=f'NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)} (default: scenes)')
     add('--data-dir', default='data', help='folder of the data set; scenes are drawn below it (default: %(default)s)')
     add('--output', help='run folder (default: runs/CONFIG)')
     add('--resume', nargs='?', const='auto', help="go on with this run folder; 'auto': with --output, if it is one")
@@ -302,7 +302,7 @@ def main() -> None:
     # data and model
     with accelerator.main_process_first():
         train_set = create_dataset(args.data, args.data_dir, 'train')
-        val_set = create_dataset(args.data, args.data_dir, 'val')
+        val_set = create_dataset(args.data, args.data_dir, 'val', class_names=train_set.class_names)
     if train_set.class_names != val_set.class_names:
         raise InputError(f'{args.data_dir}: the training and validation files list different categories.')
     if len(train_set) < args.batch_size:
@@ -340,7 +340,7 @@ def main() -> None:
             raise InputError(f'Mixup and CutMix need an even batch, got {micro_batch} images a process and step.')
         mixup = MultiLabelMixup(
             len(class_names), mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, prob=args.mixup_prob)
-    counts = (train_set.targets() == 1).sum(0) if args.loss == 'db' else None
+    counts = train_set.labels.counts()[0] if args.loss == 'db' else None
     criterion = create_loss(
         args.loss, args.smoothing, soft_targets=mixup is not None,
         class_counts=counts, num_samples=len(train_set)).to(accelerator.device)

@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('model', help='run or model folder of train.py, or hf-hub:REPO')
-    add('--data', default='scenes', choices=list(SOURCES), help='data source (default: %(default)s)')
+    add('--data', default='scenes', help=f'NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)} (default: scenes)')
     add('--data-dir', default='data', help='folder of the data set (default: %(default)s)')
     add('--split', default='val', choices=['train', 'val'])
     add('--threshold', type=float, default=0.5, help='probability above which a label is predicted')

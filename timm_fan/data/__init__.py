@@ -1,17 +1,26 @@
 from .coco import read_coco
 from .dataset import UNKNOWN, MultiLabelDataset, Sample, load_image
 from .factory import SOURCES, create_dataset
+from .hub import read_hub
 from .mixup import MultiLabelMixup
 from .scenes import write_scenes
+from .shards import read_shards
+from .table import read_table
+from .voc import VOC_CLASSES, read_voc
 
 __all__ = [
     'SOURCES',
     'UNKNOWN',
+    'VOC_CLASSES',
     'MultiLabelDataset',
     'MultiLabelMixup',
     'Sample',
     'create_dataset',
     'load_image',
     'read_coco',
+    'read_hub',
+    'read_shards',
+    'read_table',
+    'read_voc',
     'write_scenes',
 ]

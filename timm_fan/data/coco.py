@@ -96,5 +96,7 @@ def read_coco(root: Union[str, Path], split: str, transform: Optional[Callable] 
         box_labels = np.array([class_index[a['category_id']] for a in annotations], dtype=np.int64)
         boxes = np.array([a['bbox'] for a in annotations], dtype=np.float32).reshape(-1, 4)
         labels = tuple(sorted(set(box_labels.tolist())))
-        samples.append(Sample(f'{split}/{coco.imgs[image_id]["file_name"]}', labels, boxes, box_labels))
-    return MultiLabelDataset(root, samples, class_names, transform)
+        image = coco.imgs[image_id]
+        size = (image['width'], image['height']) if 'width' in image and 'height' in image else None
+        samples.append(Sample(f'{split}/{image["file_name"]}', labels, boxes, box_labels, size=size))
+    return MultiLabelDataset.from_samples(root, samples, class_names, transform)

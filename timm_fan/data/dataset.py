@@ -1,18 +1,18 @@
-"""The one data set class, and the samples that every source brings to it."""
+"""The one data set class. Every source brings it images and labels; both stay packed, so that memory stays small."""
 import logging
 import warnings
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Callable, Iterable, List, NamedTuple, Optional, Protocol, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.data import MultiLabelTarget
 from torch.utils.data import Dataset
 
 from timm_fan.errors import InputError
 
-__all__ = ['MultiLabelDataset', 'Sample', 'UNKNOWN', 'load_image']
+__all__ = ['Boxes', 'ImageFiles', 'Images', 'MultiLabelDataset', 'PackedStrings', 'Sample', 'SparseLabels', 'UNKNOWN',
+           'load_image']
 
 _logger = logging.getLogger(__name__)
 
@@ -26,28 +26,148 @@ class Sample(NamedTuple):
     Attributes:
         file: Path below the data set's root.
         labels: Class indices present in the image, each once.
-        boxes: Objects as (x, y, width, height) in pixels of the stored image, float32 (n, 4).
-        box_labels: Class index of each box, int64 (n,).
+        boxes: Objects as (x, y, width, height) in pixels of the stored image, (n, 4).
+        box_labels: Class index of each box, (n,).
         unknown: Class indices whose presence is not known.
+        absent: Class indices verified as absent, for sources whose unlisted labels are unknown.
+        size: Width and height of the stored image in pixels, if the source says.
     """
     file: str
-    labels: Tuple[int, ...]
-    boxes: np.ndarray
-    box_labels: np.ndarray
-    unknown: Tuple[int, ...] = ()
+    labels: Sequence[int]
+    boxes: Any = ()
+    box_labels: Any = ()
+    unknown: Sequence[int] = ()
+    absent: Sequence[int] = ()
+    size: Optional[Tuple[int, int]] = None
 
 
-def load_image(file: Path) -> Image.Image:
+def load_image(source: Union[Path, BinaryIO]) -> Image.Image:
     """Decode a whole image to RGB, upright by its EXIF orientation.
 
     Raises:
         OSError, ValueError, SyntaxError: Pillow cannot decode it; the first for truncated files too.
     """
-    with Image.open(file) as image:
+    with Image.open(source) as image:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith('I;16'):  # convert() would clip all above 255 to white
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert('RGB')
+
+
+class PackedStrings(Sequence[str]):
+    """Many strings in two arrays: worker processes share them, where a list of objects would be copied."""
+
+    def __init__(self, strings: Iterable[str]):
+        encoded = [s.encode() for s in strings]
+        self.ends = np.cumsum([len(s) for s in encoded], dtype=np.int64)
+        self.content = np.frombuffer(b''.join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return self.content[start:self.ends[index]].tobytes().decode()
+
+
+class SparseLabels:
+    """Labels of many images as (class, value) pairs; what is not listed has the value `default`.
+
+    Args:
+        rows: For each image its present, absent and unknown class indices.
+        num_classes: Number of classes.
+        default: 0, or -1 where only listed labels were verified (Open Images).
+    """
+
+    def __init__(self, rows: Iterable[Tuple[Sequence[int], ...]], num_classes: int, default: float = 0.):
+        ends, classes, values = [], [], []
+        for row in rows:
+            for listed, value in zip(row, (1, 0, -1)):
+                classes.extend(listed)
+                values.extend([value] * len(listed))
+            ends.append(len(classes))
+        self.ends = np.asarray(ends, dtype=np.int64)
+        self.classes = np.asarray(classes, dtype=np.int32)
+        self.values = np.asarray(values, dtype=np.int8)
+        self.num_classes, self.default = num_classes, default
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def listed(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Class indices of one image's listed labels, and their values 1, 0, -1."""
+        row = slice(self.ends[index - 1] if index else 0, self.ends[index])
+        return self.classes[row], self.values[row]
+
+    def target(self, index: int) -> torch.Tensor:
+        """float32 (num_classes,) of 1 present, 0 absent, -1 unknown."""
+        target = torch.full((self.num_classes,), self.default)
+        classes, values = self.listed(index)
+        target[torch.from_numpy(classes).long()] = torch.from_numpy(values).float()
+        return target
+
+    def counts(self) -> torch.Tensor:
+        """Images that each class is present in, absent from, unknown in: int64 (3, num_classes)."""
+        listed = [np.bincount(self.classes[self.values == v], minlength=self.num_classes) for v in (1, 0, -1)]
+        listed[1 if self.default == 0 else 2] += len(self) - sum(listed)
+        return torch.from_numpy(np.stack(listed))
+
+
+class Boxes:
+    """Objects of many images: boxes (x, y, width, height) in pixels, their classes, and the images' sizes."""
+
+    def __init__(self, samples: Sequence[Sample]):
+        self.ends = np.cumsum([len(s.boxes) for s in samples], dtype=np.int64)
+        self.boxes = np.concatenate([np.asarray(s.boxes, dtype=np.float32).reshape(-1, 4) for s in samples])
+        self.labels = np.concatenate([np.asarray(s.box_labels, dtype=np.int32).reshape(-1) for s in samples])
+        self.sizes = np.asarray([s.size or (0, 0) for s in samples], dtype=np.int32)
+
+    def __getitem__(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, 4) and class indices (n,) of one image."""
+        row = slice(self.ends[index - 1] if index else 0, self.ends[index])
+        return self.boxes[row], self.labels[row]
+
+
+class Images(Protocol):
+    """Where a data set's images come from."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call the image: its path, or archive and member."""
+
+    def load(self, index: int) -> Image.Image:
+        """The image as RGB. Raises what `load_image` raises."""
+
+
+class ImageFiles:
+    """Images in files below a folder."""
+
+    def __init__(self, root: Union[str, Path], files: Iterable[str]):
+        self.root = Path(root)
+        self.files = PackedStrings(files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.files[index])
+
+    def load(self, index: int) -> Image.Image:
+        return load_image(self.root / self.files[index])
+
+    def missing(self) -> List[int]:
+        """Indices of images whose file is not there."""
+        # one listing a folder, as stat of every file is slow on network drives
+        present, missing = {}, []
+        for i, file in enumerate(self.files):
+            folder, _, name = file.rpartition('/')
+            if folder not in present:
+                path = self.root / folder
+                present[folder] = {p.name for p in path.iterdir()} if path.is_dir() else set()
+            if name not in present[folder]:
+                missing.append(i)
+        return missing
 
 
 class MultiLabelDataset(Dataset):
@@ -60,73 +180,82 @@ class MultiLabelDataset(Dataset):
     with all labels unknown, so that it counts neither in the loss nor in a metric. `index in unreadable` tells which.
 
     Args:
-        root: Folder that the samples' files are relative to.
-        samples: The source's images.
+        images: Where the images come from.
+        labels: Their labels.
         class_names: Names in the order of the class indices.
+        boxes: Objects, where the source has them.
         transform: From PIL image to tensor, timm's `create_transform` for example.
 
     Raises:
-        InputError: There is no sample, or image files are missing.
+        InputError: There is no image.
     """
 
     def __init__(
             self,
-            root: Path,
+            images: Images,
+            labels: SparseLabels,
+            class_names: Sequence[str],
+            boxes: Optional[Boxes] = None,
+            transform: Optional[Callable] = None,
+    ):
+        if not len(images):
+            raise InputError('The data set has no image.')
+        if len(images) != len(labels):
+            raise ValueError(f'{len(images)} images and labels of {len(labels)}.')
+        self.images, self.labels, self.boxes = images, labels, boxes
+        self.class_names = list(class_names)
+        self.transform = transform
+        self.unreadable: set = set()
+
+    @classmethod
+    def from_samples(
+            cls,
+            root: Union[str, Path],
             samples: Sequence[Sample],
             class_names: Sequence[str],
             transform: Optional[Callable] = None,
-    ):
-        self.root = Path(root)
-        self.samples = list(samples)
-        self.class_names = list(class_names)
-        self.transform = transform
-        self.encode = MultiLabelTarget(len(self.class_names))
-        self.unreadable: set = set()
-        self._check_files()
+            default: float = 0.,
+    ) -> 'MultiLabelDataset':
+        """Of image files below `root`.
 
-    def _check_files(self) -> None:
-        if not self.samples:
-            raise InputError(f'{self.root}: the data set has no image.')
-        # one listing a folder, as stat of every file is slow on network drives
-        present = {}
-        for folder in {str(Path(s.file).parent) for s in self.samples}:
-            path = self.root / folder
-            present[folder] = {p.name for p in path.iterdir()} if path.is_dir() else set()
-        missing = [s.file for s in self.samples if Path(s.file).name not in present[str(Path(s.file).parent)]]
+        Raises:
+            InputError: There is no sample, or image files are missing.
+        """
+        if not samples:
+            raise InputError(f'{root}: the data set has no image.')
+        files = ImageFiles(root, (s.file for s in samples))
+        missing = files.missing()
         if missing:
             raise InputError(
-                f'{len(missing)} of {len(self.samples)} images are missing below {self.root}, the first: {missing[0]}.'
-                ' Check --data-dir, or complete the download.')
+                f'{len(missing)} of {len(samples)} images are missing below {root}, the first:'
+                f' {samples[missing[0]].file}. Check --data-dir, or complete the download.')
+        labels = SparseLabels(((s.labels, s.absent, s.unknown) for s in samples), len(class_names), default)
+        boxes = Boxes(samples) if any(len(s.boxes) for s in samples) else None
+        return cls(files, labels, class_names, boxes, transform)
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.images)
 
     def target(self, index: int) -> torch.Tensor:
         """Target of one image without decoding it, float32 (num_classes,)."""
-        sample = self.samples[index]
-        target = self.encode(sample.labels)
-        if sample.unknown:
-            target[list(sample.unknown)] = UNKNOWN
-        return target
+        return self.labels.target(index)
 
     def targets(self) -> torch.Tensor:
         """All targets, float32 (len(self), num_classes)."""
         return torch.stack([self.target(i) for i in range(len(self))])
-
-    def file(self, index: int) -> Path:
-        return self.root / self.samples[index].file
 
     def __getitem__(self, index: int) -> Tuple[torch.Tensor, torch.Tensor]:
         target = self.target(index)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-                image = load_image(self.file(index))
+                image = self.images.load(index)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             if index not in self.unreadable:
                 self.unreadable.add(index)
                 _logger.warning(
-                    'unreadable image %s (%s): its labels count as unknown, the run goes on.', self.file(index), error)
+                    'unreadable image %s (%s): its labels count as unknown, the run goes on.',
+                    self.images.name(index), error)
             image = Image.new('RGB', (64, 64), (128, 128, 128))
             target = torch.full_like(target, UNKNOWN)
         if self.transform is not None:

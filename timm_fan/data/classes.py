@@ -1,0 +1,77 @@
+"""From the labels that a source's lines name to class indices."""
+from pathlib import Path
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from timm_fan.errors import InputError, raise_problems
+
+__all__ = ['Labelled', 'index_labels', 'read_class_names']
+
+
+class Labelled(NamedTuple):
+    """One line of a source: where it stands, for messages, and its labels as names or class indices."""
+    where: str
+    present: Sequence[Any]
+    absent: Sequence[Any] = ()
+    unknown: Sequence[Any] = ()
+
+
+def read_class_names(file: Union[str, Path]) -> List[str]:
+    """Class names, one a line, in the order of the class indices.
+
+    Raises:
+        InputError: The file is missing or empty, or names a class twice.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f'No class list {file}.')
+    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice or not names:
+        raise InputError(f'{file} ' + (f'names twice: {", ".join(twice)}.' if twice else 'names no class.'))
+    return names
+
+
+def index_labels(
+        source: str,
+        rows: Sequence[Labelled],
+        class_names: Optional[Sequence[str]] = None,
+        problems: Sequence[str] = (),
+) -> Tuple[List[str], List[Tuple[List[int], List[int], List[int]]]]:
+    """Class names and, for each row, its present, absent and unknown class indices.
+
+    Args:
+        source: File or data set, for messages.
+        rows: Labels are names, or integers that are class indices.
+        class_names: Names in class order; by default those that occur, sorted.
+        problems: What else is wrong with the source, to be reported together.
+
+    Raises:
+        InputError: With every line that names an unknown class, or one class twice with different meaning.
+    """
+    problems = list(problems)
+    if class_names is None:
+        labels = {label for row in rows for group in row[1:] for label in group}
+        numbers = [label for label in labels if isinstance(label, int)]
+        if numbers and len(numbers) < len(labels):
+            raise InputError(f'{source} has both names and class indices as labels.')
+        class_names = [str(i) for i in range(max(numbers) + 1)] if numbers else sorted(labels)
+    index = {name: i for i, name in enumerate(class_names)}
+    indexed = []
+    for row in rows:
+        groups: List[List[int]] = []
+        for group in row[1:]:
+            found = []
+            for label in group:
+                i = label if isinstance(label, int) else index.get(label)
+                if i is None or not 0 <= i < len(class_names):
+                    problems.append(f"{row.where}: '{label}' is not one of the {len(class_names)} classes")
+                else:
+                    found.append(i)
+            groups.append(sorted(set(found)))
+        if sum(map(len, groups)) > len({i for group in groups for i in group}):
+            problems.append(f'{row.where}: one class is listed with two meanings')
+        indexed.append(tuple(groups))
+    raise_problems(source, problems)
+    if not class_names:
+        raise InputError(f'{source} names no class.')
+    return list(class_names), indexed

@@ -1,0 +1,149 @@
+"""Data sets of the Hugging Face library `datasets`: from the Hub, a local folder, or Parquet files."""
+import io
+from pathlib import Path
+from typing import Any, Callable, List, Optional, Sequence, Union
+
+from PIL import Image
+
+from timm_fan.errors import InputError
+
+from .classes import Labelled, index_labels
+from .dataset import MultiLabelDataset, SparseLabels, load_image
+
+__all__ = ['HubImages', 'read_hub']
+
+LABEL_COLUMNS = ('labels', 'label', 'tags', 'objects', 'classes', 'categories')
+# of an objects column, whose entries are boxes
+CATEGORY_KEYS = ('category', 'categories', 'label', 'labels', 'category_id')
+SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
+
+
+class HubImages:
+    """The image column of a `datasets.Dataset`, still encoded: rows stay on disk, memory-mapped."""
+
+    def __init__(self, dataset: Any, column: str):
+        self.dataset = dataset.select_columns([column])
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        path = self.dataset[index][self.column].get('path')
+        return f'row {index}' + (f' ({path})' if path else '')
+
+    def load(self, index: int) -> Image.Image:
+        value = self.dataset[index][self.column]
+        return load_image(io.BytesIO(value['bytes']) if value.get('bytes') is not None else Path(value['path']))
+
+
+def _open(name: str, root: Path, config: Optional[str]) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError('hub: needs the datasets library: pip install "timm-fan[data]".') from error
+    local = next((p for p in (Path(name), root / name) if p.exists()), None)
+    try:
+        if local is None:
+            return datasets.load_dataset(name, config)
+        if (local / 'dataset_dict.json').is_file() or (local / 'dataset_info.json').is_file():
+            return datasets.load_from_disk(str(local))
+        return datasets.load_dataset(str(local), config)
+    except Exception as error:  # the library has no common class for what can be wrong with a data set
+        text = (str(error).splitlines() or [''])[0]
+        raise InputError(f"hub:{name} cannot be opened: {type(error).__name__}: {text}") from error
+
+
+def _class_names(feature: Any) -> Optional[List[str]]:
+    """The names of the first ClassLabel inside a column's feature, which may be lists and dicts of features."""
+    if getattr(feature, 'names', None):
+        return list(feature.names)
+    if isinstance(feature, dict):
+        inner = [feature[k] for k in CATEGORY_KEYS if k in feature]
+    elif isinstance(feature, (list, tuple)):
+        inner = list(feature)
+    else:
+        inner = [getattr(feature, 'feature', None)]
+    return next((names for f in inner if f is not None for names in [_class_names(f)] if names), None)
+
+
+def _row_labels(value: Any) -> List[Any]:
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        key = next((k for k in CATEGORY_KEYS if k in value), None)
+        if key is None:
+            raise KeyError(f'none of {", ".join(CATEGORY_KEYS)}')
+        value = value[key]
+    if not isinstance(value, (list, tuple)):
+        value = [value]
+    return [label for entry in value for label in (_row_labels(entry) if isinstance(entry, dict) else [entry])]
+
+
+def read_hub(
+        name: str,
+        split: str,
+        root: Union[str, Path] = '.',
+        class_names: Optional[Sequence[str]] = None,
+        config: Optional[str] = None,
+        image: Optional[str] = None,
+        labels: Optional[str] = None,
+        transform: Optional[Callable] = None,
+) -> MultiLabelDataset:
+    """Read one split of a `datasets` data set with an image column and a column of labels or objects.
+
+    Args:
+        name: Of the Hub, or a path: a folder of `save_to_disk`, of Parquet files, or of images and metadata.
+        split: 'train' or 'val' (validation, val, valid or test, the first there is), or a split's own name.
+        root: Folder that a path is relative to.
+        class_names: Names in class order; by default the column's ClassLabel, else the labels that occur.
+        config: Configuration of a data set that has several.
+        image: Image column, by default the first with images.
+        labels: A list of names or class indices, or objects (dicts with a category), by default the first there is of
+            `LABEL_COLUMNS`.
+        transform: Image transform.
+
+    Raises:
+        InputError: The data set cannot be opened, or lacks the split or a column.
+    """
+    opened = _open(name, Path(root), config)
+    if hasattr(opened, 'keys'):
+        found = next((s for s in (split, *SPLITS.get(split, ())) if s in opened), None)
+        if found is None:
+            raise InputError(f"hub:{name} has no split '{split}', only: {', '.join(opened)}.")
+        opened = opened[found]
+    elif split not in ('train', str(opened.split)):
+        raise InputError(f"hub:{name} is one split ('{opened.split}'), and '{split}' is wanted.")
+
+    import datasets
+    features = opened.features
+    columns = ', '.join(features)
+    if image is None:
+        image = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
+        image = image or ('image' if 'image' in features else None)
+    labels = labels or next((c for c in LABEL_COLUMNS if c in features), None)
+    for what, column in (('image', image), ('labels', labels)):
+        if column not in features:
+            raise InputError(
+                f'hub:{name} has no {what} column{f" {column}" if column else ""}: name it by {what}=. It has:'
+                f' {columns}.')
+    feature = features[image]
+    if not (isinstance(feature, datasets.Image) or getattr(feature, 'dtype', None) == 'string'
+            or isinstance(feature, dict) and {'bytes', 'path'} <= feature.keys()):
+        raise InputError(f"hub:{name}: column '{image}' holds no images but {feature}.")
+    opened = opened.cast_column(image, datasets.Image(decode=False))
+
+    own_names = _class_names(features[labels])
+    rows, problems = [], []
+    for i, row in enumerate(opened.select_columns([labels])):
+        try:
+            present = _row_labels(row[labels])
+        except KeyError as error:
+            problems.append(f"row {i}: '{labels}' has {error}")
+            continue
+        if own_names and class_names is not None:
+            # by name: the model's order may be another
+            present = [own_names[label] if isinstance(label, int) else label for label in present]
+        rows.append(Labelled(f'row {i}', present))
+    names, indexed = index_labels(f'hub:{name}', rows, class_names or own_names, problems)
+    return MultiLabelDataset(HubImages(opened, image), SparseLabels(indexed, len(names)), names, transform=transform)

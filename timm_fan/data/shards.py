@@ -1,0 +1,146 @@
+"""WebDataset shards: tar files in which the members of one sample share a name."""
+import glob
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from PIL import Image
+
+from timm_fan.errors import InputError, raise_problems
+
+from .classes import Labelled, index_labels, read_class_names
+from .dataset import MultiLabelDataset, PackedStrings, SparseLabels, load_image
+
+__all__ = ['TarImages', 'expand_shards', 'read_shards']
+
+IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'ppm', 'tif', 'tiff')
+
+
+def expand_shards(pattern: str) -> List[str]:
+    """`a-{000..127}.tar` -> its 128 names in order; a pattern with * or ? -> the files that match, sorted."""
+    found = re.search(r'\{(\d+)\.\.(\d+)\}', pattern)
+    if not found:
+        return sorted(glob.glob(pattern)) if re.search(r'[*?]', pattern) else [pattern]
+    first, last = found.groups()
+    names = [f'{i:0{len(first)}d}' for i in range(int(first), int(last) + 1)]
+    return [name for n in names for name in expand_shards(pattern[:found.start()] + n + pattern[found.end():])]
+
+
+class TarImages:
+    """Images inside uncompressed tar files, read by their position: any order, any number of workers and processes."""
+
+    def __init__(self, shards: Sequence[str], members: Sequence[Tuple[int, str, int, int]]):
+        self.shards = list(shards)
+        self.names = PackedStrings(name for _, name, _, _ in members)
+        self.positions = np.array([(s, start, size) for s, _, start, size in members], dtype=np.int64).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def name(self, index: int) -> str:
+        return f'{self.shards[self.positions[index, 0]]}/{self.names[index]}'
+
+    def load(self, index: int) -> Image.Image:
+        shard, start, size = self.positions[index].tolist()
+        with open(self.shards[shard], 'rb') as file:
+            file.seek(start)
+            return load_image(io.BytesIO(file.read(size)))
+
+
+def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
+    """Key -> suffix -> position of one shard's members, in their order."""
+    samples: Dict[str, Dict[str, Tuple[int, int]]] = {}
+    size = Path(shard).stat().st_size
+    with tarfile.open(shard, 'r:') as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError(f'member {member.name} is cut off')
+            folder, _, base = member.name.rpartition('/')
+            key, _, suffix = base.partition('.')
+            samples.setdefault(f'{folder}/{key}' if folder else key, {})[suffix.lower()] = (
+                member.offset_data, member.size)
+        end = archive.offset
+    with open(shard, 'rb') as file:
+        file.seek(end)
+        # tarfile takes a damaged header for the end of the archive
+        if file.read(512) != bytes(512):
+            raise tarfile.ReadError(f'damaged at byte {end}')
+    return samples
+
+
+def _labels(content: bytes, suffix: str) -> Tuple[Sequence[Any], ...]:
+    if suffix == 'json':
+        entry = json.loads(content)
+        return tuple(entry[k] if k == 'labels' else entry.get(k, ()) for k in ('labels', 'absent', 'unknown'))
+    text = content.decode()
+    return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],) if suffix == 'cls' else (text.split('\n'),)
+
+
+def read_shards(
+        pattern: str,
+        class_names: Optional[Sequence[str]] = None,
+        classes: Optional[Union[str, Path]] = None,
+        unlisted: str = 'absent',
+        transform: Optional[Callable] = None,
+) -> MultiLabelDataset:
+    """Read WebDataset shards: KEY.jpg (or another image) beside KEY.json, KEY.cls or KEY.txt.
+
+    The JSON holds `labels`, and optionally `absent` and `unknown`, as lists of names or class indices; .cls class
+    indices; .txt a name a line. Shards are scanned once at the start, headers and labels only; images are then read by
+    position, so an epoch is exact on any number of workers and processes, and shuffled as a whole. They must be
+    uncompressed and on a file system.
+
+    Args:
+        pattern: Path with a range `{000..127}`, or with * or ?.
+        class_names: Names in class order.
+        classes: File of class names, one a line; by default `classes.txt` beside the shards, else the names that occur.
+        unlisted: What a label is that a sample does not name, 'absent' or 'unknown' (Open Images).
+        transform: Image transform.
+
+    Raises:
+        InputError: A shard is missing or damaged, or, all at once, samples without image or labels.
+    """
+    if unlisted not in ('absent', 'unknown'):
+        raise InputError(f"unlisted='{unlisted}' is neither absent nor unknown.")
+    shards = expand_shards(pattern)
+    missing = [s for s in shards if not Path(s).is_file()]
+    if missing or not shards:
+        raise InputError(f'No shard {missing[0]}, and {len(missing) - 1} more.' if missing else f'No shard {pattern}.')
+    beside = Path(shards[0]).parent / 'classes.txt'
+    if class_names is None and (classes or beside.is_file()):
+        class_names = read_class_names(classes or beside)
+
+    members, rows, problems = [], [], []
+    for number, shard in enumerate(shards):
+        try:
+            samples = _scan(shard)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            problems.append(f'{shard}: {error}')
+            continue
+        with open(shard, 'rb') as file:
+            for key, found in samples.items():
+                image = next((s for s in IMAGE_SUFFIXES if s in found), None)
+                suffix = next((s for s in ('json', 'cls', 'txt') if s in found), None)
+                if image is None or suffix is None:
+                    problems.append(f'{shard}: {key} has no {"image" if image is None else "json, cls or txt"}')
+                    continue
+                start, size = found[suffix]
+                file.seek(start)
+                try:
+                    groups = _labels(file.read(size), suffix)
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    problems.append(f'{shard}: {key}.{suffix}: {type(error).__name__}: {error}')
+                    continue
+                rows.append(Labelled(f'{shard}: {key}', *([x for x in g if x != ''] for g in groups)))
+                members.append((number, f'{key}.{image}', *found[image]))
+    if not rows:
+        raise_problems(pattern, problems)
+    names, indexed = index_labels(pattern, rows, class_names, problems)
+    labels = SparseLabels(indexed, len(names), -1. if unlisted == 'unknown' else 0.)
+    return MultiLabelDataset(TarImages(shards, members), labels, names, transform=transform)

@@ -1,0 +1,84 @@
+"""PASCAL VOC in the devkit's layout: `ImageSets/Main`, `Annotations`, `JPEGImages`."""
+from pathlib import Path
+from typing import Callable, Optional, Union
+from xml.etree import ElementTree
+
+from timm_fan.errors import InputError
+
+from .dataset import MultiLabelDataset, Sample
+
+__all__ = ['VOC_CLASSES', 'read_voc']
+
+VOC_CLASSES = (
+    'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog',
+    'horse', 'motorbike', 'person', 'pottedplant', 'sheep', 'sofa', 'train', 'tvmonitor')
+
+DIFFICULT = ('ignore', 'positive', 'negative')
+
+
+def read_voc(
+        root: Union[str, Path],
+        year: int,
+        image_set: str,
+        difficult: str = 'ignore',
+        transform: Optional[Callable] = None,
+) -> MultiLabelDataset:
+    """Read one image set of PASCAL VOC.
+
+    Args:
+        root: The folder `VOC2007` (or another year's), or one that holds it, `VOCdevkit/` in between or not.
+        year: 2007 or 2012, for example.
+        image_set: A list in `ImageSets/Main`: 'trainval', 'test', 'train' or 'val'.
+        difficult: What a class has in an image whose only objects of it are marked difficult: 'ignore' an unknown
+            label, as the devkit's evaluation leaves such images out of the class, 'positive' or 'negative'.
+            http://host.robots.ox.ac.uk/pascal/VOC/voc2007/devkit_doc_07-Jun-2007.pdf, Section 4.1.
+        transform: Image transform.
+
+    Raises:
+        InputError: A folder, list, annotation or image is missing or broken, or an object has an unknown class.
+    """
+    if difficult not in DIFFICULT:
+        raise InputError(f"difficult='{difficult}' is not one of {', '.join(DIFFICULT)}.")
+    root = Path(root)
+    folders = [root, root / f'VOC{year}', root / 'VOCdevkit' / f'VOC{year}']
+    folder = next((f for f in folders if (f / 'ImageSets' / 'Main').is_dir()), None)
+    if folder is None:
+        raise InputError(f'No VOC devkit in {root}: --data-dir must name the folder with VOC{year}/ImageSets/Main.')
+    names = folder / 'ImageSets' / 'Main' / f'{image_set}.txt'
+    if not names.is_file():
+        raise InputError(f'No image list {names}.')
+
+    class_index = {name: i for i, name in enumerate(VOC_CLASSES)}
+    samples, problems = [], []
+    for line in names.read_text().splitlines():
+        if not line.strip():
+            continue
+        name = line.split()[0]
+        file = folder / 'Annotations' / f'{name}.xml'
+        try:
+            samples.append(_read_annotation(file, f'JPEGImages/{name}.jpg', class_index, difficult))
+        except (OSError, ElementTree.ParseError, KeyError, ValueError, AttributeError) as error:
+            problems.append(f'{file}: {type(error).__name__}: {error}')
+    if problems:
+        shown = ''.join(f'\n  {p}' for p in problems[:20])
+        raise InputError(f'{len(problems)} annotations of {names} cannot be read:{shown}')
+    return MultiLabelDataset.from_samples(folder, samples, VOC_CLASSES, transform)
+
+
+def _read_annotation(file: Path, image: str, class_index, difficult: str) -> Sample:
+    tree = ElementTree.parse(file)
+    boxes, labels, easy = [], [], set()
+    for item in tree.findall('object'):
+        name = item.find('name').text.strip()
+        if name not in class_index:
+            raise ValueError(f"unknown class '{name}'")
+        box = item.find('bndbox')
+        left, top, right, bottom = (float(box.find(k).text) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+        boxes.append((left - 1, top - 1, right - left + 1, bottom - top + 1))  # VOC counts pixels from 1, inclusive
+        labels.append(class_index[name])
+        if item.findtext('difficult', '0').strip() != '1' or difficult == 'positive':
+            easy.add(class_index[name])
+    unknown = set(labels) - easy if difficult == 'ignore' else ()
+    size = tree.find('size')
+    size = None if size is None else (int(size.findtext('width')), int(size.findtext('height')))
+    return Sample(image, sorted(easy), boxes, labels, sorted(unknown), size=size)

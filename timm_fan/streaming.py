@@ -1,0 +1,110 @@
+"""Evaluation in constant memory for each class: counts instead of scores."""
+from typing import NamedTuple, Optional, Sequence, Union
+
+import torch
+from accelerate import Accelerator
+
+from .metrics import Figures, figures_of_counts, predict_labels, topk_mask
+
+__all__ = ['BinnedEvaluator', 'BinnedScores']
+
+
+class BinnedScores(NamedTuple):
+    """Attributes:
+        mAP: Each bin taken as one group of ties, in 0..1.
+        mAP_low, mAP_high: The exact non-interpolated figure lies between them, whatever the order within the bins.
+        AP, AP_low, AP_high: The same for each class, float64 (num_classes,), NaN without a positive.
+        all, top3: Exact.
+        num_images: Images with a known label.
+    """
+    mAP: float
+    mAP_low: float
+    mAP_high: float
+    AP: torch.Tensor
+    AP_low: torch.Tensor
+    AP_high: torch.Tensor
+    all: Figures
+    top3: Figures
+    num_images: int
+
+
+class BinnedEvaluator:
+    """Accumulates histograms of logits: 16 bytes a class and bin, however many images come.
+
+    Args:
+        num_classes: Number of classes.
+        num_bins: Bins of equal width over `limits`, two more for what lies beyond.
+        limits: Range of logits that is told apart.
+        threshold: Probability above which a label is predicted, or one for each class.
+    """
+
+    def __init__(
+            self,
+            num_classes: int,
+            num_bins: int = 4096,
+            limits=(-12., 12.),
+            threshold: Union[float, Sequence[float]] = 0.5,
+            top3_above_threshold: bool = True,
+    ):
+        self.num_bins, self.limits = num_bins + 2, limits
+        self.threshold, self.top3_above_threshold = threshold, top3_above_threshold
+        self.histograms = torch.zeros(2, num_classes, self.num_bins, dtype=torch.int64)  # absent, present
+        self.counts = torch.zeros(5, num_classes, dtype=torch.int64)  # predicted and true, for All and Top-3; positives
+        self.num_images = torch.zeros((), dtype=torch.int64)
+
+    def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        """One batch of logits and targets (B, num_classes); targets 1 present, 0 absent, -1 unknown.
+
+        Raises:
+            ValueError: A logit is NaN.
+        """
+        logits, targets = logits.detach().cpu().float(), targets.detach().cpu()
+        if torch.isnan(logits).any():
+            raise ValueError(f'{int(torch.isnan(logits).sum())} of {logits.numel()} logits are NaN.')
+        known, present = targets >= 0, targets == 1
+        low, high = self.limits
+        bins = ((logits - low) * ((self.num_bins - 2) / (high - low))).floor_().add_(1).clamp_(0, self.num_bins - 1)
+        classes = torch.arange(logits.shape[1]) * self.num_bins
+        for i, mask in enumerate((known & ~present, present)):
+            cells = (bins.long() + classes)[mask]
+            self.histograms[i].view(-1).add_(torch.bincount(cells, minlength=self.histograms[i].numel()))
+        passed = predict_labels(logits, self.threshold)
+        highest = topk_mask(logits, 3)
+        highest = highest & passed if self.top3_above_threshold else highest
+        for i, predicted in enumerate((passed, highest)):
+            self.counts[2 * i] += (predicted & known).sum(0)
+            self.counts[2 * i + 1] += (predicted & present).sum(0)
+        self.counts[4] += present.sum(0)
+        self.num_images += known.any(dim=1).sum()
+
+    def reduce(self, accelerator: Optional[Accelerator]) -> None:
+        """Add up all processes' counts, on every process."""
+        if accelerator is not None and accelerator.num_processes > 1:
+            for name in ('histograms', 'counts', 'num_images'):
+                value = accelerator.reduce(getattr(self, name).to(accelerator.device), reduction='sum')
+                setattr(self, name, value.cpu())
+
+    def compute(self) -> BinnedScores:
+        negatives, positives = self.histograms.flip(2).double()
+        total = positives.sum(1)
+        true, predicted = positives.cumsum(1), (positives + negatives).cumsum(1)
+        before_true, before = true - positives, predicted - positives - negatives
+        tied = (positives * true / predicted.clamp(min=1)).sum(1) / total
+        # With a true of b images before a bin of n positives, the i-th has at best precision (a + n) / (b + n), tied
+        # with the others; at worst all negatives come first and no tie lifts it: (a + i) / (b + negatives + i).
+        high = (positives * (before_true + positives) / (before + positives).clamp(min=1)).sum(1) / total
+        low = self._sum_of_precisions(before_true, before + negatives, positives).sum(1) / total
+        rated = total > 0
+        means = [float(v[rated].mean()) if rated.any() else 0. for v in (tied, low, high)]
+        counts = self.counts.double()
+        return BinnedScores(
+            *means, tied, low, high,
+            all=figures_of_counts(counts[1], counts[0], counts[4]),
+            top3=figures_of_counts(counts[3], counts[2], counts[4]),
+            num_images=int(self.num_images),
+        )
+
+    @staticmethod
+    def _sum_of_precisions(a: torch.Tensor, b: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+        """sum over i = 1..n of (a + i) / (b + i), by sum 1 / (b + i) = digamma(b + n + 1) - digamma(b + 1)"""
+        return n - (b - a) * (torch.digamma(b + n + 1) - torch.digamma(b + 1))

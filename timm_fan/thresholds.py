@@ -1,0 +1,81 @@
+"""Decision thresholds chosen on a held-out split."""
+from typing import List, Optional
+
+import numpy as np
+import torch
+
+from .errors import InputError
+
+__all__ = ['choose_thresholds']
+
+POLICIES = ('global-f1', 'class-f1', 'precision=P', 'recall=R')
+
+
+def _curve(scores: np.ndarray, present: np.ndarray):
+    """Cuts between distinct scores, from high to low, and how many images and positives score above each."""
+    order = np.argsort(-scores)
+    scores, present = scores[order], present[order]
+    ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    below = np.append(scores[ends[:-1] + 1], scores[-1] - 1.)
+    return (scores[ends] + below) / 2, np.cumsum(present)[ends], ends + 1
+
+
+def _choose(scores: np.ndarray, present: np.ndarray, goal: str, wanted: float) -> Optional[float]:
+    """The logit that reaches the goal; None where none does."""
+    if not present.any():
+        return None
+    cuts, true, predicted = _curve(scores, present)
+    precision, recall = true / predicted, true / present.sum()
+    if goal == 'f1':
+        return float(cuts[np.argmax(2 * true / (predicted + present.sum()))])
+    if goal == 'precision':
+        reached = np.flatnonzero(precision >= wanted)
+        return float(cuts[reached[-1]]) if len(reached) else None
+    return float(cuts[np.flatnonzero(recall >= wanted)[0]])
+
+
+def choose_thresholds(
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        policy: str = 'class-f1',
+        min_positives: int = 10,
+) -> List[float]:
+    """A probability for each class above which it is predicted.
+
+    - `global-f1`: one for all classes, of the best OF1.
+    - `class-f1`: each class's best F1.
+    - `precision=P`: the lowest of each class whose precision is at least P in 0..1, so the highest recall.
+    - `recall=R`: the highest of each class whose recall is at least R.
+
+    A class of fewer than `min_positives` positives is too rare to tell and takes the threshold that meets the goal on
+    all classes pooled, and so does one whose precision never reaches P; where the pool does not either, 0.5.
+
+    Args:
+        logits: (N, num_classes) on images that were not trained on.
+        targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
+
+    Raises:
+        InputError: Unknown policy.
+    """
+    goal, sep, value = policy.partition('=')
+    try:
+        wanted = float(value) if sep else 0.
+    except ValueError:
+        wanted = -1.
+    if not (policy in ('global-f1', 'class-f1') or (goal in ('precision', 'recall') and 0. < wanted <= 1.)):
+        raise InputError(f"No threshold policy '{policy}': expected {', '.join(POLICIES)}, P and R in 0..1.")
+    goal = goal.rpartition('-')[2]
+    scores, truth = logits.detach().cpu().double().numpy(), targets.detach().cpu().numpy()
+    known = truth >= 0
+    pooled = _choose(scores[known], truth[known] == 1, goal, wanted)
+    pooled = 0. if pooled is None else pooled
+    cuts = []
+    for i in range(scores.shape[1]):
+        rows = known[:, i]
+        present = truth[rows, i] == 1
+        cut = None
+        if policy != 'global-f1' and present.sum() >= min_positives:
+            cut = _choose(scores[rows, i], present, goal, wanted)
+        cuts.append(pooled if cut is None else cut)
+    # a probability of exactly 0 or 1 could not be told from its neighbours
+    return torch.tensor(cuts, dtype=torch.float64).sigmoid().clamp(1e-6, 1 - 1e-6).tolist()

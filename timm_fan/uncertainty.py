@@ -1,0 +1,130 @@
+"""How far the figures of an evaluation would move on other images: the bootstrap over images."""
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, Iterator, Sequence, Union
+
+import numpy as np
+import torch
+
+from .metrics import Ranking, predict_labels, rank
+
+__all__ = ['Comparison', 'Interval', 'bootstrap', 'compare']
+
+FIGURES = ('mAP', 'CF1', 'OF1')
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The central 95% of a figure over the resamples, in 0..1."""
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of one figure between two runs on the same images, second minus first, in -1..1.
+
+    Attributes:
+        difference: On the images as they are.
+        interval: Its central 95% over the resamples.
+        exceeds_noise: The interval does not hold 0.
+    """
+    difference: float
+    interval: Interval
+    exceeds_noise: bool
+
+    def to_dict(self) -> Dict[str, Any]:
+        return asdict(self)
+
+
+class _Run:
+    """One run's results, ready for any image weights."""
+
+    def __init__(self, logits: torch.Tensor, targets: torch.Tensor, threshold: Union[float, Sequence[float]]):
+        logits, targets = logits.detach().cpu(), targets.detach().cpu()
+        self.rankings: Sequence[Ranking] = rank(logits, targets)
+        passed, present, known = predict_labels(logits, threshold), targets == 1, targets >= 0
+        # float32 sums of whole numbers are exact up to 2**24
+        self.counted = torch.cat([passed & present, passed & known, present], dim=1).float()
+
+    def figures(self, weights: torch.Tensor) -> torch.Tensor:
+        """Image weights (S, N) -> float64 (S, 3): mAP, CF1, OF1 of each resample."""
+        counts = weights.float() @ self.counted
+        true, predicted, positive = counts.double().chunk(3, dim=1)
+        rated = positive > 0
+        cp, cr = (
+            (ratio * rated).sum(1) / rated.sum(1).clamp(min=1)
+            for ratio in (true / predicted.clamp(min=1), true / positive.clamp(min=1)))
+        op, or_ = true.sum(1) / predicted.sum(1).clamp(min=1), true.sum(1) / positive.sum(1).clamp(min=1)
+        ap = np.array([[r.average_precision(w) for r in self.rankings] for w in weights.numpy()])
+        with np.errstate(invalid='ignore'):
+            mean_ap = np.nansum(ap, axis=1) / np.maximum((~np.isnan(ap)).sum(axis=1), 1)
+        f1 = [2 * p * r / (p + r).clamp(min=1e-12) for p, r in ((cp, cr), (op, or_))]
+        return torch.stack([torch.from_numpy(mean_ap), *f1], dim=1)
+
+
+def _resamples(num_images: int, samples: int, seed: int, step: int = 100) -> Iterator[torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, samples, step):
+        rows = [
+            np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
+            for _ in range(min(step, samples - start))]
+        yield torch.from_numpy(np.stack(rows).astype(np.int32))
+
+
+def _interval(values: torch.Tensor) -> Interval:
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(low, high)
+
+
+def bootstrap(
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        threshold: Union[float, Sequence[float]] = 0.5,
+        samples: int = 1000,
+        seed: int = 0,
+) -> Dict[str, Interval]:
+    """95% percentile intervals of mAP, CF1 and OF1, resampling images with replacement.
+
+    They say what another draw of images would change, not what another training run would. A class without a positive
+    in a resample is left out of it.
+
+    Args:
+        logits: (N, num_classes).
+        targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
+        threshold: Probability above which a label is predicted, or one for each class.
+        samples: Number of resamples.
+        seed: Of the resamples.
+
+    Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap, 1993, Section 13.3.
+    """
+    run = _Run(logits, targets, threshold)
+    values = torch.cat([run.figures(weights) for weights in _resamples(len(logits), samples, seed)])
+    return {name: _interval(values[:, i]) for i, name in enumerate(FIGURES)}
+
+
+def compare(
+        logits_a: torch.Tensor,
+        logits_b: torch.Tensor,
+        targets: torch.Tensor,
+        threshold_a: Union[float, Sequence[float]] = 0.5,
+        threshold_b: Union[float, Sequence[float]] = 0.5,
+        samples: int = 1000,
+        seed: int = 0,
+) -> Dict[str, Comparison]:
+    """Whether b differs from a by more than the choice of images explains: both on the same resamples.
+
+    Args as in `bootstrap`, the logits of both runs in the same order of images.
+
+    Raises:
+        ValueError: The runs are not on the same images and classes.
+    """
+    if logits_a.shape != logits_b.shape:
+        raise ValueError(f'The runs differ in shape: {tuple(logits_a.shape)} and {tuple(logits_b.shape)}.')
+    a, b = _Run(logits_a, targets, threshold_a), _Run(logits_b, targets, threshold_b)
+    whole = torch.ones(1, len(logits_a), dtype=torch.int32)
+    difference = (b.figures(whole) - a.figures(whole))[0].tolist()
+    values = torch.cat([b.figures(w) - a.figures(w) for w in _resamples(len(logits_a), samples, seed)])
+    intervals = [_interval(values[:, i]) for i in range(len(FIGURES))]
+    return {
+        name: Comparison(difference[i], intervals[i], not intervals[i].low <= 0 <= intervals[i].high)
+        for i, name in enumerate(FIGURES)}
