@@ -7,8 +7,10 @@ from typing import Iterator, Sequence
 class InputError(ValueError):
     """Something that the user gave is wrong: a path, a file's content, an option.
 
-    The message names the file or option, the value and the remedy.
+    The message names the file or option, the value and the remedy. `problems` lists all that is wrong with a file, of
+    which the message shows the first.
     """
+    problems: Sequence[str] = ()
 
 
 @contextlib.contextmanager
@@ -26,4 +28,6 @@ def raise_problems(source: str, problems: Sequence[str], shown: int = 20) -> Non
     if problems:
         more = f'\n  ... and {len(problems) - shown} more' if len(problems) > shown else ''
         lines = ''.join(f'\n  {p}' for p in problems[:shown])
-        raise InputError(f'{source}: {len(problems)} problem{"s" if len(problems) > 1 else ""}:{lines}{more}')
+        error = InputError(f'{source}: {len(problems)} problem{"s" if len(problems) > 1 else ""}:{lines}{more}')
+        error.problems = problems
+        raise error

@@ -15,7 +15,7 @@ from .metrics import MultiLabelScores
 __all__ = ['format_scores', 'write_report']
 
 
-def _pyplot():
+def pyplot():
     try:
         import matplotlib
     except ImportError as error:
@@ -43,7 +43,7 @@ def format_scores(scores: MultiLabelScores) -> str:
 
 
 def _plot_curves(history: Sequence[Dict[str, float]], file: Path) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     epochs = [row['epoch'] for row in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
     for key, label in (('train_loss', 'training'), ('val_loss', 'validation')):
@@ -60,7 +60,7 @@ def _plot_curves(history: Sequence[Dict[str, float]], file: Path) -> None:
 
 
 def _plot_per_class(scores: MultiLabelScores, file: Path) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     rated = sorted((c for c in scores.per_class if c.AP is not None), key=lambda c: c.AP)
     figure, axis = plt.subplots(figsize=(7, 1.2 + 0.22 * len(rated)), layout='constrained')
     bars = axis.barh([c.name for c in rated], [100 * c.AP for c in rated])
@@ -75,7 +75,7 @@ def _plot_per_class(scores: MultiLabelScores, file: Path) -> None:
 
 
 def _plot_predictions(logits: torch.Tensor, dataset: Dataset, file: Path, threshold: float, num_images: int) -> None:
-    plt = _pyplot()
+    plt = pyplot()
     # spread over the set, the same images in every run
     chosen = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().long().unique().tolist()
     columns = 4
@@ -85,7 +85,7 @@ def _plot_predictions(logits: torch.Tensor, dataset: Dataset, file: Path, thresh
         axis.axis('off')
     for axis, index in zip(axes.flat, chosen):
         try:
-            axis.imshow(dataset.images.load(index))
+            axis.imshow(dataset.load(index))
         except (OSError, ValueError, SyntaxError):
             axis.set_title('unreadable image', fontsize=8)
             continue

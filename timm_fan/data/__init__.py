@@ -1,5 +1,5 @@
 from .coco import read_coco
-from .dataset import UNKNOWN, MultiLabelDataset, Sample, load_image
+from .dataset import UNKNOWN, UNREADABLE, MultiLabelDataset, Sample, load_image
 from .factory import SOURCES, create_dataset
 from .hub import read_hub
 from .mixup import MultiLabelMixup
@@ -11,6 +11,7 @@ from .voc import VOC_CLASSES, read_voc
 __all__ = [
     'SOURCES',
     'UNKNOWN',
+    'UNREADABLE',
     'VOC_CLASSES',
     'MultiLabelDataset',
     'MultiLabelMixup',

@@ -1,4 +1,5 @@
 """The one data set class. Every source brings it images and labels; both stay packed, so that memory stays small."""
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -12,12 +13,14 @@ from torch.utils.data import Dataset
 from timm_fan.errors import InputError
 
 __all__ = ['Boxes', 'ImageFiles', 'Images', 'MultiLabelDataset', 'PackedStrings', 'Sample', 'SparseLabels', 'UNKNOWN',
-           'load_image']
+           'UNREADABLE', 'load_image']
 
 _logger = logging.getLogger(__name__)
 
 # target of a label that nobody verified: it counts neither in a loss nor in a metric
 UNKNOWN = -1.
+# what Pillow raises for an image that it cannot decode
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class Sample(NamedTuple):
@@ -136,8 +139,8 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """What messages call the image: its path, or archive and member."""
 
-    def load(self, index: int) -> Image.Image:
-        """The image as RGB. Raises what `load_image` raises."""
+    def read(self, index: int) -> bytes:
+        """The encoded image. Raises OSError."""
 
 
 class ImageFiles:
@@ -153,8 +156,8 @@ class ImageFiles:
     def name(self, index: int) -> str:
         return str(self.root / self.files[index])
 
-    def load(self, index: int) -> Image.Image:
-        return load_image(self.root / self.files[index])
+    def read(self, index: int) -> bytes:
+        return (self.root / self.files[index]).read_bytes()
 
     def missing(self) -> List[int]:
         """Indices of images whose file is not there."""
@@ -244,13 +247,17 @@ class MultiLabelDataset(Dataset):
         """All targets, float32 (len(self), num_classes)."""
         return torch.stack([self.target(i) for i in range(len(self))])
 
+    def load(self, index: int) -> Image.Image:
+        """One image as RGB. Raises one of UNREADABLE where it cannot be decoded."""
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            return load_image(io.BytesIO(self.images.read(index)))
+
     def __getitem__(self, index: int) -> Tuple[torch.Tensor, torch.Tensor]:
         target = self.target(index)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-                image = self.images.load(index)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = self.load(index)
+        except UNREADABLE as error:
             if index not in self.unreadable:
                 self.unreadable.add(index)
                 _logger.warning(

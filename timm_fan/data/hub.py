@@ -1,14 +1,11 @@
 """Data sets of the Hugging Face library `datasets`: from the Hub, a local folder, or Parquet files."""
-import io
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Sequence, Union
-
-from PIL import Image
 
 from timm_fan.errors import InputError
 
 from .classes import Labelled, index_labels
-from .dataset import MultiLabelDataset, SparseLabels, load_image
+from .dataset import MultiLabelDataset, SparseLabels
 
 __all__ = ['HubImages', 'read_hub']
 
@@ -32,9 +29,9 @@ class HubImages:
         path = self.dataset[index][self.column].get('path')
         return f'row {index}' + (f' ({path})' if path else '')
 
-    def load(self, index: int) -> Image.Image:
+    def read(self, index: int) -> bytes:
         value = self.dataset[index][self.column]
-        return load_image(io.BytesIO(value['bytes']) if value.get('bytes') is not None else Path(value['path']))
+        return value['bytes'] if value.get('bytes') is not None else Path(value['path']).read_bytes()
 
 
 def _open(name: str, root: Path, config: Optional[str]) -> Any:

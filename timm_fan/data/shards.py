@@ -1,6 +1,5 @@
 """WebDataset shards: tar files in which the members of one sample share a name."""
 import glob
-import io
 import json
 import re
 import tarfile
@@ -8,12 +7,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
-from PIL import Image
 
 from timm_fan.errors import InputError, raise_problems
 
 from .classes import Labelled, index_labels, read_class_names
-from .dataset import MultiLabelDataset, PackedStrings, SparseLabels, load_image
+from .dataset import MultiLabelDataset, PackedStrings, SparseLabels
 
 __all__ = ['TarImages', 'expand_shards', 'read_shards']
 
@@ -44,11 +42,11 @@ class TarImages:
     def name(self, index: int) -> str:
         return f'{self.shards[self.positions[index, 0]]}/{self.names[index]}'
 
-    def load(self, index: int) -> Image.Image:
+    def read(self, index: int) -> bytes:
         shard, start, size = self.positions[index].tolist()
         with open(self.shards[shard], 'rb') as file:
             file.seek(start)
-            return load_image(io.BytesIO(file.read(size)))
+            return file.read(size)
 
 
 def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
