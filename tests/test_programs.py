@@ -14,8 +14,9 @@ import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
+from test_sources import write_devkit, write_hub, write_shards, write_table
 
-from timm_fan.data import read_coco
+from timm_fan.data import VOC_CLASSES, read_coco
 from timm_fan.errors import exit_on_input_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +99,94 @@ def test_validate_repeats_training(run_folder, coco_folder, processes):
     assert scores['mAP'] == pytest.approx(last['mAP'], abs=1e-5)
     assert scores['all']['CF1'] == pytest.approx(last['CF1'], abs=1e-5)
     assert scores['all']['OF1'] == pytest.approx(last['OF1'], abs=1e-5)
+
+
+@pytest.mark.parametrize('write, kind', [(write_table, 'csv'), (write_hub, 'disk'), (write_shards, 'json')])
+def test_two_processes_evaluate_every_source_as_one(run_folder, coco_folder, tmp_path, write, kind):
+    data = write(coco_folder, tmp_path, kind)
+    result = launch(
+        SCRIPTS / 'validate.py', run_folder / 'best', '--data', data, '--data-dir', tmp_path, '--workers', '0',
+        '--batch-size', '4', '--bootstrap', '0', '--json', processes=2)
+    scores = json.loads(result.stdout[result.stdout.index('{'):])
+    alone = json.loads((run_folder / 'report' / 'metrics.json').read_text())
+    for key in ('mAP', 'all', 'top3', 'num_images', 'per_class', 'mAP_by_definition', 'sample_f1'):
+        assert scores[key] == alone[key], key
+
+
+def test_voc_trains_and_evaluates(monkeypatch, capsys, tmp_path):
+    objects = [[('cat', 0), ('dog', 1)], [('dog', 0)], [('person', 0), ('cat', 0)], []]
+    splits = dict(trainval=range(12), test=range(20, 27))
+    write_devkit(tmp_path, 2007, {k: {f'{i:06d}': objects[i % 4] for i in v} for k, v in splits.items()})
+    options = ['--data', 'voc2007', '--data-dir', tmp_path]
+    assert run_here(monkeypatch, 'train', *TINY, *options, '--epochs', '1', '--output', tmp_path / 'run') == 0
+    capsys.readouterr()
+    assert run_here(monkeypatch, 'validate', tmp_path / 'run', *options, '--workers', '0', '--json') == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores == {**scores, **json.loads((tmp_path / 'run' / 'report' / 'metrics.json').read_text())}
+    dog = scores['per_class'][VOC_CLASSES.index('dog')]
+    assert (dog['positives'], dog['images']) == (2, 5)  # the difficult dogs of two images count nowhere
+
+
+def test_thresholds_are_kept_and_applied(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    common = ['--data', 'coco2014', '--data-dir', coco_folder, '--workers', '0', '--bootstrap', '0', '--json']
+    assert run_here(monkeypatch, 'validate', folder, *common, '--choose-thresholds', 'global-f1') == 0
+    chosen = json.loads(capsys.readouterr().out)
+    config = json.loads((folder / 'config.json').read_text())
+    assert config['threshold_policy'] == 'global-f1' and len(config['thresholds']) == 6
+    plain = json.loads((run_folder / 'report' / 'metrics.json').read_text())
+    assert chosen['all']['OF1'] > plain['all']['OF1'] and chosen['mAP'] == plain['mAP']
+    assert run_here(monkeypatch, 'validate', folder, *common) == 0
+    assert json.loads(capsys.readouterr().out)['all'] == chosen['all']
+    assert run_here(monkeypatch, 'validate', folder, *common, '--threshold', '0.5') == 0
+    assert json.loads(capsys.readouterr().out)['all'] == plain['all']
+
+    assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014', '--format', 'json') == 0
+    found = json.loads(capsys.readouterr().out)
+    threshold = config['thresholds'][0]
+    assert sum(len(r['labels']) for r in found) > 0
+    assert all(label['probability'] >= round(threshold, 4) for r in found for label in r['labels'])
+    for options, word in (
+            (['--choose-thresholds', 'best'], 'class-f1'), (['--threshold', '1.5'], '1.5')):
+        assert run_here(monkeypatch, 'validate', folder, *common, *options) == 2
+        assert word in capsys.readouterr().err
+    (folder / 'config.json').write_text(json.dumps({**config, 'thresholds': [0.5]}))
+    assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014') == 2
+    assert '1 thresholds for 6 classes' in capsys.readouterr().err
+
+
+def test_comparison_of_two_runs(monkeypatch, capsys, run_folder, coco_folder):
+    common = ['--data', 'coco2014', '--data-dir', coco_folder, '--workers', '0', '--bootstrap', '50']
+    assert run_here(monkeypatch, 'validate', '--compare', run_folder / 'best', run_folder / 'best', *common) == 0
+    out = capsys.readouterr().out
+    assert 'mAP  +0.00' in out and 'does not exceed' in out
+
+
+def test_binned_evaluation(monkeypatch, capsys, run_folder, coco_folder):
+    common = ['--data', 'coco2014', '--data-dir', coco_folder, '--workers', '0']
+    assert run_here(monkeypatch, 'validate', run_folder, *common, '--binned') == 0
+    low, high = map(float, re.search(r'within ([\d.]+) to ([\d.]+)', capsys.readouterr().out).groups())
+    exact = 100 * json.loads((run_folder / 'report' / 'metrics.json').read_text())['mAP']
+    assert low - 0.01 <= exact <= high + 0.01
+
+
+def test_inspection(monkeypatch, capsys, coco_folder, tmp_path):
+    assert run_here(monkeypatch, 'inspect_data', '--data', 'coco2014', '--data-dir', coco_folder) == 0
+    out = capsys.readouterr().out
+    assert 'train: 34 images, 6 classes' in out and '0 images are in both splits' in out
+    data = write_table(coco_folder, tmp_path, 'csv')
+    lines = (tmp_path / 'val.csv').read_text().splitlines()
+    moved = (tmp_path / 'train.csv').read_text().splitlines()[5]
+    (tmp_path / 'val.csv').write_text('\n'.join([*lines, moved]))
+    options = ['--data', data, '--data-dir', tmp_path]
+    assert run_here(monkeypatch, 'inspect_data', *options, '--json', '--figures', tmp_path / 'figures') == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['val']['num_images'] == 14 and [pair[0] for pair in report['overlap']] == [moved.split(',')[0]]
+    assert (tmp_path / 'figures' / 'co_occurrence.png').is_file()
+    (tmp_path / 'val.csv').write_text('\n'.join([*lines, *[f'{i}.jpg,horse' for i in range(30)]]))
+    assert run_here(monkeypatch, 'inspect_data', *options) == 2
+    captured = capsys.readouterr()
+    assert captured.out.count("'horse' is not one of the 6 classes") == 30 and '60 problems' in captured.err
 
 
 def test_two_processes_train_and_evaluate_all_images(coco_folder, tmp_path):

@@ -1,5 +1,5 @@
 """The evaluation loop that training and validation share."""
-from typing import Tuple
+from typing import Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -7,7 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, tqdm
 from torch.utils.data import DataLoader
 
-__all__ = ['predict_logits', 'share_buffers']
+from .streaming import BinnedEvaluator, BinnedScores
+
+__all__ = ['predict_binned', 'predict_logits', 'share_buffers']
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
@@ -48,3 +50,25 @@ def predict_logits(
     logits, targets = torch.cat(logits), torch.cat(targets)
     assert len(logits) == len(loader.dataset), f'{len(logits)} results for {len(loader.dataset)} images'
     return logits, targets
+
+
+@torch.no_grad()
+def predict_binned(
+        model: nn.Module,
+        loader: DataLoader,
+        accelerator: Accelerator,
+        threshold: Union[float, Sequence[float]] = 0.5,
+        top3_above_threshold: bool = True,
+) -> BinnedScores:
+    """Evaluate without keeping scores, however many images there are; arguments as in `predict_logits`."""
+    model.eval()
+    evaluator = None
+    for images, targets in tqdm(loader, desc='evaluate', leave=False):
+        with accelerator.autocast():
+            logits = model(images)
+        logits, targets = accelerator.gather_for_metrics((logits.float(), targets))
+        if evaluator is None:
+            evaluator = BinnedEvaluator(
+                logits.shape[1], threshold=threshold, top3_above_threshold=top3_above_threshold)
+        evaluator.update(logits, targets)
+    return evaluator.compute()

@@ -1,39 +1,57 @@
-"""Tables and plots of an evaluation."""
+"""An evaluation as text, files and a page to look at."""
+import base64
 import csv
 import json
-import textwrap
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
-from torch.utils.data import Dataset
 
+from .data import MultiLabelDataset
 from .errors import InputError
+from .figures import plot_curves, plot_errors, plot_per_class, plot_precision_recall, plot_predictions
 from .files import written_folder
-from .metrics import MultiLabelScores
+from .groups import GroupScores
+from .metrics import Figures, MultiLabelScores
+from .paper import paper_figures
+from .streaming import BinnedScores
+from .uncertainty import Comparison, Interval
 
-__all__ = ['format_scores', 'write_report']
-
-
-def pyplot():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError('The report needs matplotlib: pip install "timm-fan[train]".') from error
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    return plt
+__all__ = ['format_binned', 'format_comparison', 'format_scores', 'write_report']
 
 
-def format_scores(scores: MultiLabelScores) -> str:
-    """The seven figures as a table of percentages, with the number of images and the protocol."""
-    lines = [
-        f'mAP {100 * scores.mAP:.2f} on {scores.num_images} images',
-        '          CP     CR    CF1     OP     OR    OF1',
-    ]
-    for name, figures in (('All', scores.all), ('Top-3', scores.top3)):
+def _figures_table(all_labels: Figures, top3: Figures) -> List[str]:
+    lines = ['          CP     CR    CF1     OP     OR    OF1']
+    for name, figures in (('All', all_labels), ('Top-3', top3)):
         values = (figures.CP, figures.CR, figures.CF1, figures.OP, figures.OR, figures.OF1)
         lines.append(f'{name:<6}' + ' '.join(f'{100 * v:6.2f}' for v in values))
+    return lines
+
+
+def format_scores(
+        scores: MultiLabelScores,
+        intervals: Optional[Dict[str, Interval]] = None,
+        groups: Optional[GroupScores] = None,
+) -> str:
+    """The figures as a table of percentages, with the number of images and the protocol."""
+    lines = [f'mAP {100 * scores.mAP:.2f} on {scores.num_images} images']
+    lines += _figures_table(scores.all, scores.top3)
+    by_definition = ', '.join(f'{name} {100 * v:.2f}' for name, v in scores.mAP_by_definition.items())
+    lines.append(f'mAP by definition: {by_definition}')
+    lines.append(f'sample F1 {100 * scores.sample_f1:.2f}, exact match {100 * scores.exact_match:.2f}')
+    if intervals:
+        lines.append('95% over images: ' + ', '.join(
+            f'{name} {100 * i.low:.2f} to {100 * i.high:.2f}' for name, i in intervals.items()))
+    if groups is not None:
+        for name, group in (('rarest', groups.tail), ('smallest', groups.small)):
+            if group is not None and group.mAP is not None:
+                classes = ', '.join(group.classes)
+                lines.append(f'mAP of the {len(group.classes)} {name}: {100 * group.mAP:.2f} ({classes})')
+        if groups.recall_by_size:
+            lines.append('recall by size of the object: ' + ', '.join(
+                f'{name} {100 * r.recall:.2f} ({r.labels})' for name, r in groups.recall_by_size.items()
+                if r.recall is not None))
     lines.append(scores.protocol)
     if scores.num_unlabelled:
         lines.append(f'{scores.num_unlabelled} images without a known label, or unreadable, are left out')
@@ -42,110 +60,102 @@ def format_scores(scores: MultiLabelScores) -> str:
     return '\n'.join(lines)
 
 
-def _plot_curves(history: Sequence[Dict[str, float]], file: Path) -> None:
-    plt = pyplot()
-    epochs = [row['epoch'] for row in history]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    for key, label in (('train_loss', 'training'), ('val_loss', 'validation')):
-        left.plot(epochs, [row[key] for row in history], marker='.', label=label)
-    left.set(xlabel='epoch', ylabel='loss', title='Loss (training: the chosen loss, validation: BCE)')
-    for key in ('mAP', 'CF1', 'OF1'):
-        right.plot(epochs, [100 * row[key] for row in history], marker='.', label=key)
-    right.set(xlabel='epoch', ylabel='%', title='Validation', ylim=(0, 100))
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+def format_binned(scores: BinnedScores) -> str:
+    """As `format_scores`, for an evaluation that kept counts only."""
+    lines = [f'mAP {100 * scores.mAP:.2f} on {scores.num_images} images, binned; the exact figure is within'
+             f' {100 * scores.mAP_low:.2f} to {100 * scores.mAP_high:.2f}']
+    return '\n'.join(lines + _figures_table(scores.all, scores.top3))
 
 
-def _plot_per_class(scores: MultiLabelScores, file: Path) -> None:
-    plt = pyplot()
-    rated = sorted((c for c in scores.per_class if c.AP is not None), key=lambda c: c.AP)
-    figure, axis = plt.subplots(figsize=(7, 1.2 + 0.22 * len(rated)), layout='constrained')
-    bars = axis.barh([c.name for c in rated], [100 * c.AP for c in rated])
-    axis.bar_label(bars, [f'{100 * c.AP:.1f}  ({c.positives})' for c in rated], padding=2, fontsize=8)
-    axis.axvline(100 * scores.mAP, color='black', linestyle=':', linewidth=1)
-    axis.set(
-        xlabel='average precision, %', xlim=(0, 115),
-        title=f'AP of each class (its images), dotted: mAP {100 * scores.mAP:.1f}, {scores.num_images} images')
-    axis.margins(y=0.01)
-    figure.savefig(file, dpi=120)
-    plt.close(figure)
+def format_comparison(first: str, second: str, found: Dict[str, Comparison], num_images: int) -> str:
+    """What `timm_fan.uncertainty.compare` found, in percentage points."""
+    lines = [f'{second} minus {first}, on the same {num_images} images:']
+    for name, c in found.items():
+        verdict = 'exceeds' if c.exceeds_noise else 'does not exceed'
+        lines.append(
+            f'{name:<4} {100 * c.difference:+.2f}, 95% of the resamples {100 * c.interval.low:+.2f} to'
+            f' {100 * c.interval.high:+.2f}: {verdict} the noise of the choice of images')
+    lines.append('Another seed of the training is another source of noise, which this does not measure.')
+    return '\n'.join(lines)
 
 
-def _plot_predictions(logits: torch.Tensor, dataset: Dataset, file: Path, threshold: float, num_images: int) -> None:
-    plt = pyplot()
-    # spread over the set, the same images in every run
-    chosen = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().long().unique().tolist()
-    columns = 4
-    rows = -(-len(chosen) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), layout='constrained', squeeze=False)
-    for axis in axes.flat:
-        axis.axis('off')
-    for axis, index in zip(axes.flat, chosen):
-        try:
-            axis.imshow(dataset.load(index))
-        except (OSError, ValueError, SyntaxError):
-            axis.set_title('unreadable image', fontsize=8)
-            continue
-        probabilities = logits[index].sigmoid()
-        target = dataset.target(index)
-        hits, wrong, missed = [], [], []
-        for i, name in enumerate(dataset.class_names):
-            predicted = probabilities[i] > threshold
-            if predicted and target[i] == 1:
-                hits.append(f'{name} {probabilities[i]:.2f}')
-            elif predicted and target[i] == 0:
-                wrong.append(f'{name} {probabilities[i]:.2f}')
-            elif target[i] == 1:
-                missed.append(f'{name} {probabilities[i]:.2f}')
-        groups = [('found', hits, 'green'), ('wrong', wrong, 'red'), ('missed', missed, 'darkorange')]
-        if not (hits or wrong or missed):
-            groups = [('no label', ['none predicted'], 'gray')]
-        y = -4  # points below the picture
-        for title, names, color in groups:
-            if names:
-                text = textwrap.fill(f'{title}: {", ".join(names)}', 40, max_lines=3)
-                axis.annotate(
-                    text, (0, 0), (0, y), xycoords='axes fraction', textcoords='offset points', color=color, fontsize=8,
-                    va='top', annotation_clip=False)
-                y -= 11 * (text.count('\n') + 1)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+def _percent(value: Optional[float]) -> str:
+    return '' if value is None else f'{100 * value:.2f}'
+
+
+def _page(scores, intervals, groups, pictures: Sequence[Path], data: str, title: str) -> str:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise InputError('The report needs jinja2: pip install "timm-fan[train]".') from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader('timm_fan'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters['percent'] = _percent
+    headline = []
+    for name, value in (('mAP', scores.mAP), ('CF1', scores.all.CF1), ('OF1', scores.all.OF1)):
+        headline.append((name, value, (intervals or {}).get(name)))
+    measured = {'mAP': scores.mAP, **asdict(scores.all), **{f'top3_{k}': v for k, v in asdict(scores.top3).items()}}
+    by_ap = sorted((c for c in scores.per_class if c.AP is not None), key=lambda c: -c.AP)
+    return environment.get_template('report.html').render(
+        title=title, data=data, scores=scores, headline=headline, groups=groups, by_ap=by_ap,
+        measured=measured, paper=paper_figures(data) or {},
+        aps={c.name: c.AP for c in scores.per_class}, positives={c.name: c.positives for c in scores.per_class},
+        pictures={p.stem: base64.b64encode(p.read_bytes()).decode() for p in pictures})
 
 
 def write_report(
         folder: Union[str, Path],
         scores: MultiLabelScores,
         logits: torch.Tensor,
-        dataset: Dataset,
+        targets: torch.Tensor,
+        dataset: MultiLabelDataset,
         history: Optional[List[Dict[str, Any]]] = None,
-        threshold: float = 0.5,
+        threshold: Union[float, Sequence[float]] = 0.5,
         num_images: int = 16,
+        intervals: Optional[Dict[str, Interval]] = None,
+        groups: Optional[GroupScores] = None,
+        data: str = '',
+        title: str = 'Evaluation',
 ) -> None:
-    """Write metrics.json, per_class.csv, per_class.png, predictions.png and, with a history, curves.png.
+    """Write report.html, which holds all pictures, the pictures beside it, metrics.json and per_class.csv.
 
     Args:
         folder: Replaced as a whole.
         scores: Of `timm_fan.metrics.evaluate_logits`.
         logits: (N, num_classes) in the order of the data set.
-        dataset: The `MultiLabelDataset` that was evaluated.
+        targets: As they were evaluated, (N, num_classes).
+        dataset: The data set that was evaluated.
         history: One dict an epoch: epoch, train_loss, val_loss, mAP, CF1, OF1.
-        threshold: Probability above which a label counts as predicted in the pictures.
+        threshold: Probability above which a label counts as predicted in the pictures, or one for each class.
         num_images: Pictures shown.
+        intervals: Of `timm_fan.uncertainty.bootstrap`.
+        groups: Of `timm_fan.groups.score_groups`.
+        data: Name of the data source; the paper's figures for it stand beside the measured ones.
+        title: Of the page.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: matplotlib or jinja2 is not installed.
     """
     with written_folder(folder) as new:
-        (new / 'metrics.json').write_text(json.dumps(scores.to_dict(), indent=2) + '\n')
+        content = scores.to_dict()
+        if intervals:
+            content['intervals'] = {name: asdict(i) for name, i in intervals.items()}
+        if groups is not None:
+            content['groups'] = asdict(groups)
+        (new / 'metrics.json').write_text(json.dumps(content, indent=2) + '\n')
         with open(new / 'per_class.csv', 'w', newline='') as file:
             writer = csv.writer(file)
-            writer.writerow(['class', 'AP', 'precision', 'recall', 'positives', 'images'])
+            columns = ['AP', 'precision', 'recall', 'F1', 'positives', 'images', 'threshold']
+            writer.writerow(['class', *columns])
             for c in scores.per_class:
-                writer.writerow([c.name, c.AP, c.precision, c.recall, c.positives, c.images])
-        _plot_per_class(scores, new / 'per_class.png')
-        _plot_predictions(logits, dataset, new / 'predictions.png', threshold, num_images)
+                writer.writerow([c.name, *(getattr(c, k) for k in columns)])
         if history:
-            _plot_curves(history, new / 'curves.png')
+            plot_curves(history, new / 'curves.png')
+        if any(c.AP is not None for c in scores.per_class):
+            plot_per_class(scores, new / 'per_class.png')
+        plot_precision_recall(logits, targets, scores, new / 'precision_recall.png')
+        plot_predictions(logits, dataset, new / 'predictions.png', threshold, num_images)
+        for kind in ('false_positives', 'false_negatives'):
+            plot_errors(logits, targets, dataset, kind, new / f'{kind}.png')
+        page = _page(scores, intervals, groups, sorted(new.glob('*.png')), data, title)
+        (new / 'report.html').write_text(page)

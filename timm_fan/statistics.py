@@ -108,7 +108,7 @@ def draw_statistics(folder: Union[str, Path], dataset: MultiLabelDataset, max_cl
     Args:
         folder: Replaced as a whole.
     """
-    from .report import pyplot
+    from .figures import pyplot
 
     plt = pyplot()
     statistics = describe(dataset)
@@ -141,7 +141,7 @@ def draw_statistics(folder: Union[str, Path], dataset: MultiLabelDataset, max_cl
         shares = counts / counts.diagonal()[:, None].clamp(min=1)
         size = max(5., 0.2 * len(order) + 2)
         figure, axis = plt.subplots(figsize=(size, size), layout='constrained')
-        picture = axis.imshow(shares, vmin=0, vmax=1, cmap='viridis')
+        picture = axis.imshow(shares.numpy(), vmin=0, vmax=1, cmap='viridis')
         axis.set_xticks(range(len(order)), names, rotation=90, fontsize=8)
         axis.set_yticks(range(len(order)), names, fontsize=8)
         axis.set_title('Share of the images of the row that have the column too')

@@ -1,8 +1,7 @@
 """Evaluation in constant memory for each class: counts instead of scores."""
-from typing import NamedTuple, Optional, Sequence, Union
+from typing import NamedTuple, Sequence, Union
 
 import torch
-from accelerate import Accelerator
 
 from .metrics import Figures, figures_of_counts, predict_labels, topk_mask
 
@@ -76,13 +75,6 @@ class BinnedEvaluator:
             self.counts[2 * i + 1] += (predicted & present).sum(0)
         self.counts[4] += present.sum(0)
         self.num_images += known.any(dim=1).sum()
-
-    def reduce(self, accelerator: Optional[Accelerator]) -> None:
-        """Add up all processes' counts, on every process."""
-        if accelerator is not None and accelerator.num_processes > 1:
-            for name in ('histograms', 'counts', 'num_images'):
-                value = accelerator.reduce(getattr(self, name).to(accelerator.device), reduction='sum')
-                setattr(self, name, value.cpu())
 
     def compute(self) -> BinnedScores:
         negatives, positives = self.histograms.flip(2).double()

@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm_fan import InputError
 from timm_fan.data import load_image
 from timm_fan.errors import exit_on_input_error
-from timm_fan.models import label_names, load_model
+from timm_fan.models import label_names, load_model, model_thresholds
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('model', help='run or model folder of train.py, or hf-hub:REPO')
     add('images', nargs='+', help='image files, or folders that are searched for images')
-    add('--threshold', type=float, default=0.5, help='probability above which a label is given')
+    add('--threshold', type=float, help="probability above which a label is given (default: the model's own, or 0.5)")
     add('--topk', type=int, help='give the K highest labels instead, whatever their probabilities')
     add('--format', default='text', choices=['text', 'json'], help='json: one list of {file, labels} objects')
     add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -57,6 +57,7 @@ def main() -> None:
     model = load_model(args.model).to(args.device)
     transform = create_transform(**resolve_model_data_config(model))
     names = label_names(model)
+    thresholds = torch.as_tensor(model_thresholds(model) if args.threshold is None else args.threshold)
 
     results, unreadable = [], 0
     for file in files:
@@ -71,7 +72,7 @@ def main() -> None:
         if args.topk is not None:
             order = order[:args.topk]
         else:
-            order = order[probabilities[order] > args.threshold]
+            order = order[(probabilities > thresholds.to(probabilities))[order]]
         labels = [dict(label=names[i], probability=round(probabilities[i].item(), 4)) for i in order.tolist()]
         results.append(dict(file=str(file), labels=labels))
         if args.format == 'text':

@@ -36,10 +36,12 @@ from timm_fan.data import SOURCES, MultiLabelMixup, create_dataset
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import predict_logits, share_buffers
 from timm_fan.files import replace_folder
+from timm_fan.groups import score_groups
 from timm_fan.loss import create_loss
 from timm_fan.metrics import evaluate_logits
 from timm_fan.models import create_model, load_model, save_model
 from timm_fan.report import format_scores, write_report
+from timm_fan.uncertainty import bootstrap
 
 _logger = logging.getLogger('train')
 
@@ -417,10 +419,14 @@ def main() -> None:
     logits, targets = predict_logits(model, val_loader, accelerator, 'report')
     scores = evaluate_logits(logits, targets, class_names)
     if accelerator.is_main_process:
-        write_report(output / 'report', scores, logits, val_set, history)
+        intervals, groups = bootstrap(logits, targets), score_groups(scores, logits, targets, val_set)
+        write_report(
+            output / 'report', scores, logits, targets, val_set, history, intervals=intervals, groups=groups,
+            data=args.data, title=f'{args.model} in {output}')
         best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]['mAP'])
-        _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, format_scores(scores))
-        _logger.info('model %s, report %s', output / 'best', output / 'report')
+        text = format_scores(scores, intervals, groups)
+        _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, text)
+        _logger.info('model %s, report %s', output / 'best', output / 'report' / 'report.html')
     accelerator.end_training()
 
 

@@ -1,5 +1,14 @@
 from .backbone import Backbone
-from .factory import create_model, label_names, load_model, save_model
+from .factory import create_model, label_names, load_model, model_thresholds, save_model, save_thresholds
 from .fan import FAN
 
-__all__ = ['FAN', 'Backbone', 'create_model', 'label_names', 'load_model', 'save_model']
+__all__ = [
+    'FAN',
+    'Backbone',
+    'create_model',
+    'label_names',
+    'load_model',
+    'model_thresholds',
+    'save_model',
+    'save_thresholds',
+]

@@ -1,6 +1,7 @@
 """timm's `create_model` with errors that a user can act on, and self-contained model folders."""
 import difflib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
@@ -14,7 +15,7 @@ from timm.models import parse_model_name, save_for_hf
 from timm_fan.errors import InputError
 from timm_fan.files import written_folder
 
-__all__ = ['create_model', 'label_names', 'load_model', 'save_model']
+__all__ = ['create_model', 'label_names', 'load_model', 'model_thresholds', 'save_model', 'save_thresholds']
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -89,8 +90,32 @@ def save_model(
         )
 
 
+def save_thresholds(folder: Union[str, Path], thresholds: Sequence[float], policy: str) -> None:
+    """Keep chosen thresholds in the config.json of a model or run folder, for `load_model` and `model_thresholds`."""
+    file = _model_folder(Path(folder)) / 'config.json'
+    config = json.loads(file.read_text())
+    config.update(thresholds=list(thresholds), threshold_policy=policy)
+    new = file.with_name('.config.json.new')
+    new.write_text(json.dumps(config, indent=2))
+    os.replace(new, file)
+
+
+def model_thresholds(model: nn.Module) -> Union[float, List[float]]:
+    """Probability above which a label is predicted: one for each class if the model was saved with them, or 0.5."""
+    return getattr(model, 'thresholds', None) or 0.5
+
+
+def _model_folder(folder: Path) -> Path:
+    if (folder / 'best' / 'config.json').is_file():
+        folder = folder / 'best'
+    for name in ('config.json', 'model.safetensors'):
+        if not (folder / name).is_file():
+            raise InputError(f'{folder} holds no {name}. Give a run folder of train.py, or its best/ or last/.')
+    return folder
+
+
 def load_model(source: Union[str, Path]) -> nn.Module:
-    """Load a trained model for evaluation.
+    """Load a trained model for evaluation, with its thresholds (see `model_thresholds`).
 
     Args:
         source: A model folder, a run folder of train.py (its `best` model), or a name for `timm.create_model`, e.g.
@@ -101,14 +126,18 @@ def load_model(source: Union[str, Path]) -> nn.Module:
     """
     folder = Path(source)
     if folder.is_dir():
-        if (folder / 'best' / 'config.json').is_file():
-            folder = folder / 'best'
-        for name in ('config.json', 'model.safetensors'):
-            if not (folder / name).is_file():
-                raise InputError(f'{folder} holds no {name}. Give a run folder of train.py, or its best/ or last/.')
+        folder = _model_folder(folder)
         source = f'local-dir:{folder}'
     elif ':' not in str(source) and '/' in str(source):
         is_repo = re.fullmatch(r'[\w.-]+/[\w.-]+', str(source))
         hint = f' A model of the Hub is written hf-hub:{source}.' if is_repo else ''
         raise InputError(f'No model or run folder {source}.{hint}')
-    return create_model(str(source), pretrained=True).eval()
+    model = create_model(str(source), pretrained=True).eval()
+    if folder.is_dir():
+        thresholds = json.loads((folder / 'config.json').read_text()).get('thresholds')
+        if thresholds is not None and len(thresholds) != model.num_classes:
+            raise InputError(
+                f'{folder}/config.json holds {len(thresholds)} thresholds for {model.num_classes} classes. Choose them'
+                ' again: validate.py --choose-thresholds.')
+        model.thresholds = thresholds
+    return model

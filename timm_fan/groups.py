@@ -1,0 +1,88 @@
+"""The paper's two hard groups: classes of the tail and classes of small objects (Tables 3 and 4)."""
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Union
+
+import numpy as np
+import torch
+
+from .data import MultiLabelDataset
+from .metrics import MultiLabelScores, predict_labels
+from .statistics import class_scales
+
+__all__ = ['Group', 'GroupScores', 'SizeRecall', 'score_groups']
+
+# sides of a square in pixels of the stored image, below which an object is small or medium: COCO's areas
+SMALL, MEDIUM = 32, 96
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some classes, and the mean of their AP in 0..1; None where none has a positive."""
+    classes: List[str]
+    mAP: Optional[float]
+
+
+@dataclass(frozen=True)
+class SizeRecall:
+    """Recall in 0..1 of `labels` pairs of an image and a present class whose largest object has that size."""
+    recall: Optional[float]
+    labels: int
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """Attributes:
+        tail: The rarest classes of the evaluated set that have a positive.
+        small: Those whose objects cover the smallest share of the image; None without boxes.
+        recall_by_size: 'small', 'medium', 'large' by COCO's areas of boxes; None without boxes.
+    """
+    tail: Group
+    small: Optional[Group]
+    recall_by_size: Optional[Dict[str, SizeRecall]]
+
+
+def score_groups(
+        scores: MultiLabelScores,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        dataset: MultiLabelDataset,
+        threshold: Union[float, Sequence[float]] = 0.5,
+        num_classes: int = 6,
+) -> GroupScores:
+    """AP of the rarest and of the smallest classes, six as in Section IV-D1, and recall by the size of the objects.
+
+    Args:
+        scores: Of `evaluate_logits` on the same logits.
+        logits: (N, num_classes) in the order of the data set.
+        targets: As they were evaluated, (N, num_classes).
+        dataset: The data set that was evaluated.
+        threshold: Probability above which a label is predicted, or one for each class.
+        num_classes: Classes in a group.
+    """
+    rated = [i for i, c in enumerate(scores.per_class) if c.AP is not None]
+
+    def group(key) -> Group:
+        chosen = sorted(rated, key=key)[:num_classes]
+        aps = [scores.per_class[i].AP for i in chosen]
+        return Group([scores.per_class[i].name for i in chosen], sum(aps) / len(aps) if aps else None)
+
+    tail = group(lambda i: scores.per_class[i].positives)
+    scales = class_scales(dataset)
+    small = group(lambda i: scales[i] if not np.isnan(scales[i]) else np.inf) if scales is not None else None
+    if dataset.boxes is None:
+        return GroupScores(tail, small, None)
+
+    boxes = dataset.boxes
+    count = len(dataset.class_names)
+    image = np.searchsorted(boxes.ends, np.arange(len(boxes.labels)), side='right')
+    largest = np.zeros(len(dataset) * count, dtype=np.float32)
+    np.maximum.at(largest, image * count + boxes.labels, boxes.boxes[:, 2] * boxes.boxes[:, 3])
+    pairs = np.flatnonzero(largest)
+    found = predict_labels(logits, threshold).numpy().reshape(-1)[pairs]
+    present = (targets == 1).numpy().reshape(-1)[pairs]  # not the unknown ones
+    sizes = np.digitize(largest[pairs], [SMALL ** 2, MEDIUM ** 2])
+    recalls = {}
+    for i, name in enumerate(('small', 'medium', 'large')):
+        chosen = present & (sizes == i)
+        recalls[name] = SizeRecall(float(found[chosen].mean()) if chosen.any() else None, int(chosen.sum()))
+    return GroupScores(tail, small, recalls)
