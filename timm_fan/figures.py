@@ -1,16 +1,19 @@
 """Pictures of an evaluation."""
+import io
 import textwrap
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple, Union
+from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .data import UNREADABLE, MultiLabelDataset
 from .errors import InputError
 from .metrics import MultiLabelScores, predict_labels
 
-__all__ = ['plot_curves', 'plot_errors', 'plot_per_class', 'plot_precision_recall', 'plot_predictions', 'pyplot']
+__all__ = ['Shown', 'choose_errors', 'choose_predictions', 'plot_curves', 'plot_images', 'plot_per_class',
+           'plot_precision_recall', 'pyplot', 'thumbnail']
 
 
 def pyplot():
@@ -56,7 +59,7 @@ def plot_per_class(scores: MultiLabelScores, file: Path) -> None:
         xlabel='average precision, %', xlim=(0, 115),
         title=f'AP of each class (its images), dotted: mAP {100 * scores.mAP:.1f}, {scores.num_images} images')
     axis.margins(y=0.01)
-    figure.colorbar(plt.cm.ScalarMappable(norm, colors), ax=axis, label='images of the class', shrink=0.5, aspect=30)
+    figure.colorbar(plt.cm.ScalarMappable(norm, colors), ax=axis, label='images of the class', fraction=0.03, shrink=0.5)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 
@@ -87,17 +90,21 @@ def plot_precision_recall(logits: torch.Tensor, targets: torch.Tensor, scores: M
     plt.close(figure)
 
 
-Caption = List[Tuple[str, str]]  # texts and their colours
+class Shown(NamedTuple):
+    """An image of a grid: its index, and texts below it with their CSS colours."""
+    index: int
+    lines: List[Tuple[str, str]]
 
 
-def _image_grid(dataset: MultiLabelDataset, captions: Sequence[Tuple[int, Caption]], file: Path) -> None:
+def plot_images(dataset: MultiLabelDataset, shown: Sequence[Shown], file: Path) -> None:
+    """A grid of images with their texts."""
     plt = pyplot()
     columns = 4
-    rows = max(1, -(-len(captions) // columns))
+    rows = max(1, -(-len(shown) // columns))
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.6 * rows), layout='constrained', squeeze=False)
     for axis in axes.flat:
         axis.axis('off')
-    for axis, (index, lines) in zip(axes.flat, captions):
+    for axis, (index, lines) in zip(axes.flat, shown):
         try:
             axis.imshow(dataset.load(index))
         except UNREADABLE:
@@ -114,20 +121,27 @@ def _image_grid(dataset: MultiLabelDataset, captions: Sequence[Tuple[int, Captio
     plt.close(figure)
 
 
-def _names(dataset: MultiLabelDataset, target: torch.Tensor) -> str:
-    return ', '.join(dataset.class_names[i] for i in (target == 1).nonzero().flatten().tolist()) or 'nothing'
+def thumbnail(dataset: MultiLabelDataset, index: int, size: int = 320) -> bytes:
+    """One image as a JPEG of at most `size` pixels a side, grey if it cannot be read."""
+    try:
+        image = dataset.load(index)
+    except UNREADABLE:
+        image = Image.new('RGB', (size, size), (128, 128, 128))
+    image.thumbnail((size, size))
+    content = io.BytesIO()
+    image.save(content, 'JPEG', quality=80)
+    return content.getvalue()
 
 
-def plot_predictions(
+def choose_predictions(
         logits: torch.Tensor,
         dataset: MultiLabelDataset,
-        file: Path,
         threshold: Union[float, Sequence[float]],
         num_images: int,
-) -> None:
+) -> List[Shown]:
     """Images spread over the set, the same in every run, with their found, wrong and missed labels."""
     chosen = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().long().unique().tolist()
-    captions = []
+    shown = []
     for index in chosen:
         target, predicted = dataset.target(index), predict_labels(logits[index:index + 1], threshold)[0]
         lines = []
@@ -137,32 +151,32 @@ def plot_predictions(
             named = [f'{dataset.class_names[i]} {logits[index, i].sigmoid():.2f}' for i in mask.nonzero().flatten()]
             if named:
                 lines.append((f'{title}: {", ".join(named)}', color))
-        captions.append((index, lines or [('no label: none predicted', 'gray')]))
-    _image_grid(dataset, captions, file)
+        shown.append(Shown(index, lines or [('no label: none predicted', 'gray')]))
+    return shown
 
 
-def plot_errors(
+def choose_errors(
         logits: torch.Tensor,
         targets: torch.Tensor,
         dataset: MultiLabelDataset,
         kind: str,
-        file: Path,
         num_images: int = 8,
-) -> None:
+) -> List[Shown]:
     """The most confident wrong labels (`kind` 'false_positives') or the surest misses ('false_negatives').
 
     One label an image, the worst.
     """
     if kind == 'false_positives':
         worst, classes = logits.masked_fill(targets != 0, -torch.inf).max(dim=1)
-        order = worst.argsort(descending=True, stable=True)
+        order, title, color = worst.argsort(descending=True, stable=True), 'wrong', 'red'
     else:
         worst, classes = logits.masked_fill(targets != 1, torch.inf).min(dim=1)
-        order = worst.argsort(stable=True)
-    chosen = [i for i in order[:num_images].tolist() if worst[i].isfinite()]
-    captions = []
-    for i in chosen:
-        text = f'{dataset.class_names[classes[i]]} {worst[i].sigmoid():.3f}'
-        lines = [(f'wrong: {text}', 'red') if kind == 'false_positives' else (f'missed: {text}', 'darkorange')]
-        captions.append((i, [*lines, (f'labelled: {_names(dataset, targets[i])}', 'gray')]))
-    _image_grid(dataset, captions, file)
+        order, title, color = worst.argsort(stable=True), 'missed', 'darkorange'
+    shown = []
+    for i in order[:num_images].tolist():
+        if worst[i].isfinite():
+            present = [dataset.class_names[j] for j in (targets[i] == 1).nonzero().flatten()]
+            shown.append(Shown(i, [
+                (f'{title}: {dataset.class_names[classes[i]]} {worst[i].sigmoid():.3f}', color),
+                (f'labelled: {", ".join(present) or "nothing"}', 'gray')]))
+    return shown

@@ -10,7 +10,16 @@ import torch
 
 from .data import MultiLabelDataset
 from .errors import InputError
-from .figures import plot_curves, plot_errors, plot_per_class, plot_precision_recall, plot_predictions
+from .figures import (
+    Shown,
+    choose_errors,
+    choose_predictions,
+    plot_curves,
+    plot_images,
+    plot_per_class,
+    plot_precision_recall,
+    thumbnail,
+)
 from .files import written_folder
 from .groups import GroupScores
 from .metrics import Figures, MultiLabelScores
@@ -73,17 +82,30 @@ def format_comparison(first: str, second: str, found: Dict[str, Comparison], num
     for name, c in found.items():
         verdict = 'exceeds' if c.exceeds_noise else 'does not exceed'
         lines.append(
-            f'{name:<4} {100 * c.difference:+.2f}, 95% of the resamples {100 * c.interval.low:+.2f} to'
+            f'{name:<4} {100 * c.difference:+.2f}, 95% {100 * c.interval.low:+.2f} to'
             f' {100 * c.interval.high:+.2f}: {verdict} the noise of the choice of images')
     lines.append('Another seed of the training is another source of noise, which this does not measure.')
     return '\n'.join(lines)
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _percent(value: Optional[float]) -> str:
     return '' if value is None else f'{100 * value:.2f}'
 
 
-def _page(scores, intervals, groups, pictures: Sequence[Path], data: str, title: str) -> str:
+def _page(
+        scores: MultiLabelScores,
+        intervals: Optional[Dict[str, Interval]],
+        groups: Optional[GroupScores],
+        pictures: Sequence[Path],
+        grids: Dict[str, Sequence[Shown]],
+        dataset: MultiLabelDataset,
+        data: str,
+        title: str,
+) -> str:
     try:
         import jinja2
     except ImportError as error:
@@ -100,7 +122,8 @@ def _page(scores, intervals, groups, pictures: Sequence[Path], data: str, title:
         title=title, data=data, scores=scores, headline=headline, groups=groups, by_ap=by_ap,
         measured=measured, paper=paper_figures(data) or {},
         aps={c.name: c.AP for c in scores.per_class}, positives={c.name: c.positives for c in scores.per_class},
-        pictures={p.stem: base64.b64encode(p.read_bytes()).decode() for p in pictures})
+        pictures={p.stem: _base64(p.read_bytes()) for p in pictures},
+        grids={k: [(_base64(thumbnail(dataset, s.index)), s.lines) for s in shown] for k, shown in grids.items()})
 
 
 def write_report(
@@ -154,8 +177,11 @@ def write_report(
         if any(c.AP is not None for c in scores.per_class):
             plot_per_class(scores, new / 'per_class.png')
         plot_precision_recall(logits, targets, scores, new / 'precision_recall.png')
-        plot_predictions(logits, dataset, new / 'predictions.png', threshold, num_images)
+        plots = sorted(new.glob('*.png'))
+        grids = dict(predictions=choose_predictions(logits, dataset, threshold, num_images))
         for kind in ('false_positives', 'false_negatives'):
-            plot_errors(logits, targets, dataset, kind, new / f'{kind}.png')
-        page = _page(scores, intervals, groups, sorted(new.glob('*.png')), data, title)
+            grids[kind] = choose_errors(logits, targets, dataset, kind)
+        for name, shown in grids.items():
+            plot_images(dataset, shown, new / f'{name}.png')
+        page = _page(scores, intervals, groups, plots, grids, dataset, data, title)
         (new / 'report.html').write_text(page)

@@ -1,5 +1,5 @@
 """Evaluation in constant memory for each class: counts instead of scores."""
-from typing import NamedTuple, Sequence, Union
+from typing import NamedTuple, Sequence, Tuple, Union
 
 import torch
 
@@ -77,16 +77,10 @@ class BinnedEvaluator:
         self.num_images += known.any(dim=1).sum()
 
     def compute(self) -> BinnedScores:
-        negatives, positives = self.histograms.flip(2).double()
-        total = positives.sum(1)
-        true, predicted = positives.cumsum(1), (positives + negatives).cumsum(1)
-        before_true, before = true - positives, predicted - positives - negatives
-        tied = (positives * true / predicted.clamp(min=1)).sum(1) / total
-        # With a true of b images before a bin of n positives, the i-th has at best precision (a + n) / (b + n), tied
-        # with the others; at worst all negatives come first and no tie lifts it: (a + i) / (b + negatives + i).
-        high = (positives * (before_true + positives) / (before + positives).clamp(min=1)).sum(1) / total
-        low = self._sum_of_precisions(before_true, before + negatives, positives).sum(1) / total
-        rated = total > 0
+        # a few classes at a time, as the temporaries are many
+        parts = [self._bounds(*part) for part in zip(*(h.split(50) for h in self.histograms))]
+        tied, low, high = (torch.cat(values) for values in zip(*parts))
+        rated = self.counts[4] > 0
         means = [float(v[rated].mean()) if rated.any() else 0. for v in (tied, low, high)]
         counts = self.counts.double()
         return BinnedScores(
@@ -95,6 +89,20 @@ class BinnedEvaluator:
             top3=figures_of_counts(counts[3], counts[2], counts[4]),
             num_images=int(self.num_images),
         )
+
+    @classmethod
+    def _bounds(cls, absent: torch.Tensor, present: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """AP with the bins as ties, and what it is at least and at most, of histograms (C, bins); each (C,)."""
+        negatives, positives = absent.flip(1).double(), present.flip(1).double()
+        total = positives.sum(1)
+        true, predicted = positives.cumsum(1), (positives + negatives).cumsum(1)
+        before_true, before = true - positives, predicted - positives - negatives
+        tied = (positives * true / predicted.clamp(min=1)).sum(1) / total
+        # With a true of b images before a bin of n positives, the i-th has at best precision (a + n) / (b + n), tied
+        # with the others; at worst all negatives come first and no tie lifts it: (a + i) / (b + negatives + i).
+        high = (positives * (before_true + positives) / (before + positives).clamp(min=1)).sum(1) / total
+        low = cls._sum_of_precisions(before_true, before + negatives, positives).sum(1) / total
+        return tied, low, high
 
     @staticmethod
     def _sum_of_precisions(a: torch.Tensor, b: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
