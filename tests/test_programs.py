@@ -113,6 +113,22 @@ def test_two_processes_evaluate_every_source_as_one(run_folder, coco_folder, tmp
         assert scores[key] == alone[key], key
 
 
+def test_streamed_data_trains_and_evaluates_alike(coco_folder, tmp_path):
+    data = write_hub(coco_folder, tmp_path, 'disk') + '?streaming=true'
+    options = ['--data', data, '--data-dir', tmp_path, '--workers', '2']
+    runs = []
+    for processes in (0, 2):
+        run = tmp_path / f'run{processes}'
+        launch(SCRIPTS / 'train.py', *TINY, *options, '--output', run, processes=processes)
+        runs.append(json.loads((run / 'report' / 'metrics.json').read_text()))
+        assert runs[-1]['num_images'] == 13 and len(history(run)) == 2
+    result = launch(
+        SCRIPTS / 'validate.py', tmp_path / 'run0', '--data', 'coco2014', '--data-dir', coco_folder, '--workers', '0',
+        '--bootstrap', '0', '--json')
+    scores = json.loads(result.stdout[result.stdout.index('{'):])
+    assert scores['per_class'] == runs[0]['per_class'] and scores['mAP'] == runs[0]['mAP']
+
+
 def test_voc_trains_and_evaluates(monkeypatch, capsys, tmp_path):
     objects = [[('cat', 0), ('dog', 1)], [('dog', 0)], [('person', 0), ('cat', 0)], []]
     splits = dict(trainval=range(12), test=range(20, 27))

@@ -254,6 +254,33 @@ def test_bad_hub_data_sets_are_named(coco_folder, tmp_path):
         create_dataset('hub:half', tmp_path, 'val')
 
 
+def test_stream_gives_every_image_once_an_epoch(coco_folder, tmp_path):
+    data = write_hub(coco_folder, tmp_path, 'disk')
+    whole = create_dataset(data, tmp_path, 'train')
+    stream = create_dataset(data + '?streaming=true', tmp_path, 'train')
+    stream.transform = lambda image: torch.from_numpy(np.asarray(image).copy())
+    assert len(stream) == len(whole) == 34 and stream.class_names == whole.class_names
+    assert torch.equal(torch.stack([t for _, t in stream]), whole.targets())
+    for workers in (0, 1, 2):
+        batches = list(torch.utils.data.DataLoader(stream, 4, num_workers=workers))
+        assert sum(len(t) for _, t in batches) == 34
+        assert torch.cat([t for _, t in batches]).sum(0).tolist() == whole.targets().sum(0).tolist()
+    stream.shuffle_and_limit(32, seed=0)
+    epochs = []
+    for epoch in (0, 1, 0):
+        stream.set_epoch(epoch)
+        epochs.append(torch.stack([t for _, t in stream]))
+        assert len(epochs[-1]) == 32
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
+    with pytest.raises(InputError, match='other classes'):
+        create_dataset(data + '?streaming=true', tmp_path, 'val', class_names=whole.class_names[::-1])
+    (tmp_path / 'files').mkdir()
+    files = write_hub(coco_folder, tmp_path / 'files', 'parquet')
+    with pytest.raises(InputError, match='train_length'):
+        create_dataset(files + '?streaming=true', tmp_path / 'files', 'train')
+    assert len(create_dataset(files + '?streaming=true&train_length=20', tmp_path / 'files', 'train')) == 20
+
+
 def test_hub_labels_follow_the_models_names(coco_folder, tmp_path):
     data = write_hub(coco_folder, tmp_path, 'disk')
     names = read_coco(coco_folder, 'val2014').class_names

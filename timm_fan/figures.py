@@ -59,7 +59,8 @@ def plot_per_class(scores: MultiLabelScores, file: Path) -> None:
         xlabel='average precision, %', xlim=(0, 115),
         title=f'AP of each class (its images), dotted: mAP {100 * scores.mAP:.1f}, {scores.num_images} images')
     axis.margins(y=0.01)
-    figure.colorbar(plt.cm.ScalarMappable(norm, colors), ax=axis, label='images of the class', fraction=0.03, shrink=0.5)
+    scale = plt.cm.ScalarMappable(norm, colors)
+    figure.colorbar(scale, ax=axis, label='images of the class', fraction=0.03, shrink=0.5)
     figure.savefig(file, dpi=120)
     plt.close(figure)
 

@@ -178,9 +178,11 @@ def write_report(
             plot_per_class(scores, new / 'per_class.png')
         plot_precision_recall(logits, targets, scores, new / 'precision_recall.png')
         plots = sorted(new.glob('*.png'))
-        grids = dict(predictions=choose_predictions(logits, dataset, threshold, num_images))
-        for kind in ('false_positives', 'false_negatives'):
-            grids[kind] = choose_errors(logits, targets, dataset, kind)
+        grids = {}
+        if isinstance(dataset, MultiLabelDataset):  # a stream does not give its images again
+            grids['predictions'] = choose_predictions(logits, dataset, threshold, num_images)
+            for kind in ('false_positives', 'false_negatives'):
+                grids[kind] = choose_errors(logits, targets, dataset, kind)
         for name, shown in grids.items():
             plot_images(dataset, shown, new / f'{name}.png')
         page = _page(scores, intervals, groups, plots, grids, dataset, data, title)

@@ -94,6 +94,8 @@ def main() -> None:
         raise InputError(f'{args.data}: {len(problems)} problems, listed above.')
     if datasets['train'].class_names != datasets['val'].class_names:
         raise InputError(f'{args.data}: the training and validation files list different classes.')
+    if not all(isinstance(d, MultiLabelDataset) for d in datasets.values()):
+        raise InputError('A stream cannot be inspected: leave streaming=true out.')
     statistics = {split: describe(dataset) for split, dataset in datasets.items()}
     report = {} if args.quick else images_report(datasets)
     if args.json:

@@ -29,7 +29,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from timm_fan import InputError
 from timm_fan.data import SOURCES, MultiLabelMixup, create_dataset
@@ -329,10 +329,15 @@ def main() -> None:
 
     # every epoch has whole batches only, so that a step is the same whatever the number of processes
     images_per_epoch = len(train_set) // args.batch_size * args.batch_size
+    stream = isinstance(train_set, IterableDataset)
+    if stream:
+        train_set.shuffle_and_limit(images_per_epoch, args.seed)
+        args.workers = min(args.workers, 1)  # more would each cut the epoch short on their own
     workers = dict(
-        num_workers=args.workers, persistent_workers=args.workers > 0, pin_memory=accelerator.device.type == 'cuda')
-    train_loader = DataLoader(
-        train_set, micro_batch, sampler=RandomSampler(train_set, num_samples=images_per_epoch), **workers)
+        num_workers=args.workers, persistent_workers=args.workers > 0 and not stream,
+        pin_memory=accelerator.device.type == 'cuda')
+    sampler = None if stream else RandomSampler(train_set, num_samples=images_per_epoch)
+    train_loader = DataLoader(train_set, micro_batch, sampler=sampler, **workers)
     val_loader = DataLoader(val_set, micro_batch, **workers)
 
     # loss, optimizer, schedule
@@ -342,6 +347,8 @@ def main() -> None:
             raise InputError(f'Mixup and CutMix need an even batch, got {micro_batch} images a process and step.')
         mixup = MultiLabelMixup(
             len(class_names), mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, prob=args.mixup_prob)
+    if args.loss == 'db' and stream:
+        raise InputError('--loss db needs the frequency of each class, which a stream does not know.')
     counts = train_set.labels.counts()[0] if args.loss == 'db' else None
     criterion = create_loss(
         args.loss, args.smoothing, soft_targets=mixup is not None,

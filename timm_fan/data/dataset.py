@@ -173,6 +173,25 @@ class ImageFiles:
         return missing
 
 
+def decode(content: bytes) -> Image.Image:
+    """An encoded image as RGB, of any size. Raises one of UNREADABLE where it cannot be decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        return load_image(io.BytesIO(content))
+
+
+def replace_unreadable(
+        name: str,
+        error: Exception,
+        target: torch.Tensor,
+        known: bool = False,
+) -> Tuple[Image.Image, torch.Tensor]:
+    """The policy for an image that cannot be decoded: named in a warning once, then grey, with all labels unknown."""
+    if not known:
+        _logger.warning('unreadable image %s (%s): its labels count as unknown, the run goes on.', name, error)
+    return Image.new('RGB', (64, 64), (128, 128, 128)), torch.full_like(target, UNKNOWN)
+
+
 class MultiLabelDataset(Dataset):
     """Images with multi-hot targets.
 
@@ -249,22 +268,15 @@ class MultiLabelDataset(Dataset):
 
     def load(self, index: int) -> Image.Image:
         """One image as RGB. Raises one of UNREADABLE where it cannot be decoded."""
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            return load_image(io.BytesIO(self.images.read(index)))
+        return decode(self.images.read(index))
 
     def __getitem__(self, index: int) -> Tuple[torch.Tensor, torch.Tensor]:
         target = self.target(index)
         try:
             image = self.load(index)
         except UNREADABLE as error:
-            if index not in self.unreadable:
-                self.unreadable.add(index)
-                _logger.warning(
-                    'unreadable image %s (%s): its labels count as unknown, the run goes on.',
-                    self.images.name(index), error)
-            image = Image.new('RGB', (64, 64), (128, 128, 128))
-            target = torch.full_like(target, UNKNOWN)
+            image, target = replace_unreadable(self.images.name(index), error, target, index in self.unreadable)
+            self.unreadable.add(index)
         if self.transform is not None:
             image = self.transform(image)
         return image, target

@@ -61,10 +61,18 @@ def _table(
 
 
 def _hub(
-        request: Request, config: Optional[str] = None, image: Optional[str] = None, labels: Optional[str] = None):
+        request: Request, classes: Optional[str] = None, config: Optional[str] = None, image: Optional[str] = None,
+        labels: Optional[str] = None, streaming: str = 'false', train_length: Optional[str] = None,
+        val_length: Optional[str] = None):
     if not request.where:
         raise InputError('--data hub:NAME needs the name of a data set or a path.')
-    return read_hub(request.where, request.split, request.root, request.class_names, config, image, labels)
+    length = dict(train=train_length, val=val_length).get(request.split)
+    if streaming not in ('true', 'false') or (length and not length.isdigit()):
+        raise InputError('--data hub: streaming is true or false, train_length and val_length are whole numbers.')
+    names = request.class_names or (read_class_names(request.root / classes) if classes else None)
+    return read_hub(
+        request.where, request.split, request.root, names, config, image, labels, streaming == 'true',
+        int(length) if length else None)
 
 
 def _shards(request: Request, classes: Optional[str] = None, unlisted: str = 'absent'):

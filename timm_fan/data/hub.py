@@ -1,13 +1,18 @@
 """Data sets of the Hugging Face library `datasets`: from the Hub, a local folder, or Parquet files."""
+from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Sequence, Union
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
+
+import torch
+from timm.data import MultiLabelTarget
+from torch.utils.data import IterableDataset
 
 from timm_fan.errors import InputError
 
 from .classes import Labelled, index_labels
-from .dataset import MultiLabelDataset, SparseLabels
+from .dataset import UNREADABLE, MultiLabelDataset, SparseLabels, decode, replace_unreadable
 
-__all__ = ['HubImages', 'read_hub']
+__all__ = ['HubImages', 'HubStream', 'read_hub']
 
 LABEL_COLUMNS = ('labels', 'label', 'tags', 'objects', 'classes', 'categories')
 # of an objects column, whose entries are boxes
@@ -34,7 +39,53 @@ class HubImages:
         return value['bytes'] if value.get('bytes') is not None else Path(value['path']).read_bytes()
 
 
-def _open(name: str, root: Path, config: Optional[str]) -> Any:
+class HubStream(IterableDataset):
+    """A streamed data set: items as of `MultiLabelDataset`, in the stream's order, with nothing kept.
+
+    Args:
+        dataset: A `datasets.IterableDataset` with the image column still encoded.
+        image: Column of the images.
+        labels: Column of the labels.
+        class_names: Names in class order.
+        length: Number of images.
+    """
+    boxes = None
+
+    def __init__(self, dataset: Any, image: str, labels: str, class_names: Sequence[str], length: int):
+        self.dataset, self.image, self.labels_column = dataset, image, labels
+        self.class_names = list(class_names)
+        self.length = length
+        self.transform: Optional[Callable] = None
+        self.encode = MultiLabelTarget(len(self.class_names))
+        self.index = {name: i for i, name in enumerate(self.class_names)}
+
+    def shuffle_and_limit(self, length: int, seed: int, buffer_size: int = 1000) -> None:
+        """For training: shuffled within a buffer, anew every epoch, and `length` images in each."""
+        self.dataset = self.dataset.shuffle(seed=seed, buffer_size=buffer_size)
+        self.length = length
+
+    def set_epoch(self, epoch: int) -> None:
+        self.dataset.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+        for number, row in enumerate(islice(self.dataset, self.length)):
+            labels = _row_labels(row[self.labels_column])
+            unknown = [label for label in labels if not isinstance(label, int) and label not in self.index]
+            if unknown:
+                raise InputError(f"row {number}: '{unknown[0]}' is not one of the {len(self.class_names)} classes.")
+            target = self.encode(sorted({n if isinstance(n, int) else self.index[n] for n in labels}))
+            value = row[self.image]
+            try:
+                image = decode(value['bytes'] if value.get('bytes') is not None else Path(value['path']).read_bytes())
+            except UNREADABLE as error:
+                image, target = replace_unreadable(f'row {number}', error, target)
+            yield (self.transform(image) if self.transform is not None else image), target
+
+
+def _open(name: str, root: Path, config: Optional[str], streaming: bool) -> Any:
     try:
         import datasets
     except ImportError as error:
@@ -42,10 +93,10 @@ def _open(name: str, root: Path, config: Optional[str]) -> Any:
     local = next((p for p in (Path(name), root / name) if p.exists()), None)
     try:
         if local is None:
-            return datasets.load_dataset(name, config)
+            return datasets.load_dataset(name, config, streaming=streaming)
         if (local / 'dataset_dict.json').is_file() or (local / 'dataset_info.json').is_file():
             return datasets.load_from_disk(str(local))
-        return datasets.load_dataset(str(local), config)
+        return datasets.load_dataset(str(local), config, streaming=streaming)
     except Exception as error:  # the library has no common class for what can be wrong with a data set
         text = (str(error).splitlines() or [''])[0]
         raise InputError(f"hub:{name} cannot be opened: {type(error).__name__}: {text}") from error
@@ -85,8 +136,10 @@ def read_hub(
         config: Optional[str] = None,
         image: Optional[str] = None,
         labels: Optional[str] = None,
+        streaming: bool = False,
+        length: Optional[int] = None,
         transform: Optional[Callable] = None,
-) -> MultiLabelDataset:
+) -> Union[MultiLabelDataset, HubStream]:
     """Read one split of a `datasets` data set with an image column and a column of labels or objects.
 
     Args:
@@ -98,12 +151,15 @@ def read_hub(
         image: Image column, by default the first with images.
         labels: A list of names or class indices, or objects (dicts with a category), by default the first there is of
             `LABEL_COLUMNS`.
+        streaming: Read the images as they are needed and keep none: nothing is downloaded as a whole, the class names
+            must be known beforehand, and training shuffles within a buffer.
+        length: Number of images, for a stream whose data set does not say.
         transform: Image transform.
 
     Raises:
         InputError: The data set cannot be opened, or lacks the split or a column.
     """
-    opened = _open(name, Path(root), config)
+    opened = _open(name, Path(root), config, streaming)
     if hasattr(opened, 'keys'):
         found = next((s for s in (split, *SPLITS.get(split, ())) if s in opened), None)
         if found is None:
@@ -113,7 +169,9 @@ def read_hub(
         raise InputError(f"hub:{name} is one split ('{opened.split}'), and '{split}' is wanted.")
 
     import datasets
-    features = opened.features
+    if streaming and isinstance(opened, datasets.Dataset):
+        length, opened = len(opened), opened.to_iterable_dataset()
+    features = opened.features or {}
     columns = ', '.join(features)
     if image is None:
         image = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
@@ -131,6 +189,8 @@ def read_hub(
     opened = opened.cast_column(image, datasets.Image(decode=False))
 
     own_names = _class_names(features[labels])
+    if streaming:
+        return _stream(name, opened, image, labels, own_names, class_names, length, transform)
     rows, problems = [], []
     for i, row in enumerate(opened.select_columns([labels])):
         try:
@@ -144,3 +204,19 @@ def read_hub(
         rows.append(Labelled(f'row {i}', present))
     names, indexed = index_labels(f'hub:{name}', rows, class_names or own_names, problems)
     return MultiLabelDataset(HubImages(opened, image), SparseLabels(indexed, len(names)), names, transform=transform)
+
+
+def _stream(name, opened, image, labels, own_names, class_names, length, transform) -> HubStream:
+    if class_names is not None and own_names is not None and list(class_names) != own_names:
+        raise InputError(f'hub:{name} is streamed and has other classes, or in another order, than the model.')
+    if not (class_names or own_names):
+        raise InputError(
+            f"hub:{name}: column '{labels}' names no classes, which a stream must know: give classes=FILE.")
+    if length is None:
+        splits = opened.info.splits or {}
+        length = splits[opened.split].num_examples if opened.split in splits else None
+    if not length:
+        raise InputError(f'hub:{name} does not say how many images it streams: give train_length= and val_length=.')
+    stream = HubStream(opened, image, labels, class_names or own_names, length)
+    stream.transform = transform
+    return stream
