@@ -381,6 +381,15 @@ def test_coco_mini_reaches_40_map(coco_mini, lite0_weights, tmp_path):
     assert json.loads((tmp_path / 'run' / 'report' / 'metrics.json').read_text())['mAP'] >= 0.4
 
 
+def test_benchmark_of_the_metrics(monkeypatch, capsys):
+    options = ['metrics', '--images', '300', '--classes', '5', '--repeats', '1', '--bootstrap', '5']
+    assert run_here(monkeypatch, 'benchmark', *options) == 0
+    values = re.findall(r'mAP alone  mAP ([\d.]+)', capsys.readouterr().out)
+    assert len(values) == 3 and all(float(v) == pytest.approx(float(values[0]), abs=1e-6) for v in values)
+    assert run_here(monkeypatch, 'benchmark', 'metrics', '--stream-images', '1200', '--stream-classes', '4') == 0
+    assert 'is inside its bounds' in capsys.readouterr().out
+
+
 def test_sweep_over_backbones(monkeypatch, capsys, tmp_path):
     table, results = tmp_path / 'page' / 'backbones.md', tmp_path / 'rows.jsonl'
     options = ['backbones', '--names', 'test_[rc]*', '--table', table, '--results', results]
