@@ -92,7 +92,7 @@ def average_precision(
     """Average precision of each class over the images whose label is known; tied scores count together.
 
     The default, the mean of the precisions at the positives, is what most of the field's tables have and equals
-    scikit-learn's `average_precision_score` and timm's. The interpolated definitions are never lower.
+    scikit-learn's `average_precision_score` and timm's. 'interpolated' is never lower.
 
     Args:
         logits: Scores (N, num_classes) on any monotonic scale.

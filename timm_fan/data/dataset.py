@@ -2,6 +2,7 @@
 import io
 import logging
 import warnings
+from array import array
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterable, List, NamedTuple, Optional, Protocol, Sequence, Tuple, Union
 
@@ -83,7 +84,7 @@ class SparseLabels:
     """
 
     def __init__(self, rows: Iterable[Tuple[Sequence[int], ...]], num_classes: int, default: float = 0.):
-        ends, classes, values = [], [], []
+        ends, classes, values = array('q'), array('i'), array('b')
         for row in rows:
             for listed, value in zip(row, (1, 0, -1)):
                 classes.extend(listed)

@@ -1,7 +1,7 @@
 """Data sets of the Hugging Face library `datasets`: from the Hub, a local folder, or Parquet files."""
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.data import MultiLabelTarget
@@ -20,6 +20,12 @@ CATEGORY_KEYS = ('category', 'categories', 'label', 'labels', 'category_id')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
 
 
+def _content(value: Optional[Dict[str, Any]]) -> bytes:
+    if value is None:
+        raise OSError('no image')
+    return value['bytes'] if value.get('bytes') is not None else Path(value['path']).read_bytes()
+
+
 class HubImages:
     """The image column of a `datasets.Dataset`, still encoded: rows stay on disk, memory-mapped."""
 
@@ -31,12 +37,11 @@ class HubImages:
         return len(self.dataset)
 
     def name(self, index: int) -> str:
-        path = self.dataset[index][self.column].get('path')
+        path = (self.dataset[index][self.column] or {}).get('path')
         return f'row {index}' + (f' ({path})' if path else '')
 
     def read(self, index: int) -> bytes:
-        value = self.dataset[index][self.column]
-        return value['bytes'] if value.get('bytes') is not None else Path(value['path']).read_bytes()
+        return _content(self.dataset[index][self.column])
 
 
 class HubStream(IterableDataset):
@@ -77,9 +82,8 @@ class HubStream(IterableDataset):
             if unknown:
                 raise InputError(f"row {number}: '{unknown[0]}' is not one of the {len(self.class_names)} classes.")
             target = self.encode(sorted({n if isinstance(n, int) else self.index[n] for n in labels}))
-            value = row[self.image]
             try:
-                image = decode(value['bytes'] if value.get('bytes') is not None else Path(value['path']).read_bytes())
+                image = decode(_content(row[self.image]))
             except UNREADABLE as error:
                 image, target = replace_unreadable(f'row {number}', error, target)
             yield (self.transform(image) if self.transform is not None else image), target
