@@ -9,7 +9,7 @@ from timm_fan.data import create_dataset
 from timm_fan.groups import score_groups
 from timm_fan.metrics import evaluate_logits
 from timm_fan.report import format_scores, write_report
-from timm_fan.statistics import class_scales, co_occurrence, content_hashes, describe, draw_statistics
+from timm_fan.statistics import class_scales, co_occurrence, describe, draw_statistics, scan_images
 from timm_fan.uncertainty import bootstrap
 
 
@@ -62,7 +62,7 @@ def test_statistics_by_counting(coco_folder, tmp_path):
     assert statistics.num_images == 34 and statistics.num_empty == (targets.sum(1) == 0).sum()
     assert sum(n * k for n, k in enumerate(statistics.labels_per_image)) == targets.sum()
     assert torch.equal(co_occurrence(dataset), (targets.T @ targets).long())
-    assert sum(map(len, content_hashes(dataset).values())) == 34
+    assert sum(map(len, scan_images(dataset).hashes.values())) == 34 and not scan_images(dataset).unreadable
     draw_statistics(tmp_path / 'figures', dataset)
     assert sorted(p.name for p in (tmp_path / 'figures').iterdir()) == [
         'co_occurrence.png', 'frequencies.png', 'labels_per_image.png', 'scales.png']

@@ -23,11 +23,11 @@ def exit_on_input_error() -> Iterator[None]:
         sys.exit(2)
 
 
-def raise_problems(source: str, problems: Sequence[str], shown: int = 20) -> None:
-    """Raises one InputError for all that is wrong with a file, if anything is."""
+def raise_problems(source: str, problems: Sequence[str], noun: str = 'problem', shown: int = 20) -> None:
+    """Raises one InputError for all that is wrong with a file, if anything is; `noun` says what is counted."""
     if problems:
         more = f'\n  ... and {len(problems) - shown} more' if len(problems) > shown else ''
         lines = ''.join(f'\n  {p}' for p in problems[:shown])
-        error = InputError(f'{source}: {len(problems)} problem{"s" if len(problems) > 1 else ""}:{lines}{more}')
+        error = InputError(f'{source}: {len(problems)} {noun}{"s" if len(problems) > 1 else ""}:{lines}{more}')
         error.problems = problems
         raise error

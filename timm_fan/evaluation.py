@@ -1,5 +1,5 @@
 """The evaluation loop that training and validation share."""
-from typing import Sequence, Tuple, Union
+from typing import Iterator, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -20,6 +20,21 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 @torch.no_grad()
+def _gathered(
+        model: nn.Module,
+        loader: DataLoader,
+        accelerator: Accelerator,
+        description: str,
+) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
+    """float32 logits and targets of each batch, of all processes and without the padding that evens them out."""
+    model.eval()
+    for images, targets in tqdm(loader, desc=description, leave=False):
+        with accelerator.autocast():
+            logits = model(images)
+        # gathering the whole after the loop would keep the padding
+        yield accelerator.gather_for_metrics((logits.float(), targets))
+
+
 def predict_logits(
         model: nn.Module,
         loader: DataLoader,
@@ -38,21 +53,12 @@ def predict_logits(
         float32 logits and targets (N, num_classes) on the CPU, N = len(loader.dataset), in its order, the same on every
         process.
     """
-    model.eval()
-    logits, targets = [], []
-    for images, batch_targets in tqdm(loader, desc=description, leave=False):
-        with accelerator.autocast():
-            batch_logits = model(images)
-        # gathering the whole after the loop would keep the padding
-        batch_logits, batch_targets = accelerator.gather_for_metrics((batch_logits.float(), batch_targets))
-        logits.append(batch_logits.cpu())
-        targets.append(batch_targets.cpu())
-    logits, targets = torch.cat(logits), torch.cat(targets)
+    batches = [(logits.cpu(), targets.cpu()) for logits, targets in _gathered(model, loader, accelerator, description)]
+    logits, targets = (torch.cat(parts) for parts in zip(*batches))
     assert len(logits) == len(loader.dataset), f'{len(logits)} results for {len(loader.dataset)} images'
     return logits, targets
 
 
-@torch.no_grad()
 def predict_binned(
         model: nn.Module,
         loader: DataLoader,
@@ -61,12 +67,8 @@ def predict_binned(
         top3_above_threshold: bool = True,
 ) -> BinnedScores:
     """Evaluate without keeping scores, however many images there are; arguments as in `predict_logits`."""
-    model.eval()
     evaluator = None
-    for images, targets in tqdm(loader, desc='evaluate', leave=False):
-        with accelerator.autocast():
-            logits = model(images)
-        logits, targets = accelerator.gather_for_metrics((logits.float(), targets))
+    for logits, targets in _gathered(model, loader, accelerator, 'evaluate'):
         if evaluator is None:
             evaluator = BinnedEvaluator(
                 logits.shape[1], threshold=threshold, top3_above_threshold=top3_above_threshold)

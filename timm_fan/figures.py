@@ -10,7 +10,7 @@ from PIL import Image
 
 from .data import UNREADABLE, MultiLabelDataset
 from .errors import InputError
-from .metrics import MultiLabelScores, predict_labels
+from .metrics import MultiLabelScores, predict_labels, threshold_curve
 
 __all__ = ['Shown', 'choose_errors', 'choose_predictions', 'plot_curves', 'plot_images', 'plot_per_class',
            'plot_precision_recall', 'pyplot', 'thumbnail']
@@ -70,9 +70,8 @@ def plot_precision_recall(logits: torch.Tensor, targets: torch.Tensor, scores: M
     plt = pyplot()
 
     def curve(values: np.ndarray, truth: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        present = truth[np.argsort(-values)] == 1
-        true = np.cumsum(present)
-        return true / max(true[-1], 1), true / np.arange(1, len(true) + 1)
+        _, true, predicted = threshold_curve(values, truth == 1)
+        return true / max(true[-1], 1), true / predicted
 
     values, truth = logits.numpy(), targets.numpy()
     figure, axis = plt.subplots(figsize=(6, 5), layout='constrained')

@@ -74,9 +74,8 @@ def score_groups(
 
     boxes = dataset.boxes
     count = len(dataset.class_names)
-    image = np.searchsorted(boxes.ends, np.arange(len(boxes.labels)), side='right')
     largest = np.zeros(len(dataset) * count, dtype=np.float32)
-    np.maximum.at(largest, image * count + boxes.labels, boxes.boxes[:, 2] * boxes.boxes[:, 3])
+    np.maximum.at(largest, boxes.images() * count + boxes.labels, boxes.boxes[:, 2] * boxes.boxes[:, 3])
     pairs = np.flatnonzero(largest)
     found = predict_labels(logits, threshold).numpy().reshape(-1)[pairs]
     present = (targets == 1).numpy().reshape(-1)[pairs]  # not the unknown ones

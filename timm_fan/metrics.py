@@ -6,19 +6,39 @@ never averaged over batches. A target of -1 is unknown and counts nowhere.
 """
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 
 __all__ = ['DEFINITIONS', 'ClassScores', 'Figures', 'MultiLabelScores', 'Ranking', 'average_precision',
-           'evaluate_logits', 'figures_of_counts', 'precision_recall', 'predict_labels', 'rank', 'topk_mask']
+           'check_results', 'evaluate_logits', 'figures_of_counts', 'precision_recall', 'predict_labels', 'rank',
+           'rates_of_counts', 'threshold_curve', 'topk_mask']
 
 # by name, and who computes so:
 # the mean of the precisions at the positives: SRN, ML-GCN, CSRA, scikit-learn, timm
 # the mean of the precision envelope at the positives: VOC since 2010, SSGRL, Query2Label
 # the mean of the envelope at the recalls 0, 0.1, ..., 1: VOC 2007
 DEFINITIONS = ('non-interpolated', 'interpolated', 'voc07')
+
+
+def _tie_ends(scores: np.ndarray) -> np.ndarray:
+    """Index of the last of each group of equal scores, of sorted scores: tied images cross a threshold together."""
+    return np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+
+
+def threshold_curve(scores: np.ndarray, present: np.ndarray) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts between distinct scores, from high to low, and how many positives and how many of all score above each.
+
+    Args:
+        scores: (N,), N at least 1.
+        present: bool (N,).
+    """
+    order = np.argsort(-scores)
+    scores = scores[order]
+    ends = _tie_ends(scores)
+    below = np.append(scores[ends[:-1] + 1], scores[-1] - 1.)
+    return (scores[ends] + below) / 2, np.cumsum(present[order])[ends], ends + 1
 
 
 class Ranking:
@@ -33,8 +53,8 @@ class Ranking:
         known = np.flatnonzero(targets >= 0)
         by_score = known[np.argsort(-scores[known])]
         scores = scores[by_score]
-        # tied images cross a threshold together: all take the counts at the end of their group, in whatever order
-        ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        # tied images take the counts at the end of their group, in whatever order
+        ends = _tie_ends(scores)
         positives = np.flatnonzero(targets[by_score] == 1)
         self.order = by_score
         self.positives = by_score[positives]
@@ -65,7 +85,8 @@ class Ranking:
         return float(envelope[reached].mean())
 
 
-def _check(logits: torch.Tensor, targets: torch.Tensor) -> None:
+def check_results(logits: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raises ValueError where shapes differ or a logit is NaN."""
     if logits.ndim != 2 or logits.shape != targets.shape:
         raise ValueError(
             f'logits and targets must both be (N, num_classes), got {tuple(logits.shape)} and {tuple(targets.shape)}.')
@@ -79,7 +100,7 @@ def rank(logits: torch.Tensor, targets: torch.Tensor) -> List[Ranking]:
     Raises:
         ValueError: Shapes differ, or a score is NaN.
     """
-    _check(logits, targets)
+    check_results(logits, targets)
     columns = zip(np.ascontiguousarray(logits.numpy().T), np.ascontiguousarray(targets.numpy().T))
     return [Ranking(scores, truth) for scores, truth in columns]
 
@@ -196,14 +217,30 @@ def precision_recall(predicted: torch.Tensor, targets: torch.Tensor) -> Figures:
     return figures_of_counts(*_counts(predicted, targets))
 
 
+def rates_of_counts(
+        true_positives: torch.Tensor,
+        predictions: torch.Tensor,
+        positives: torch.Tensor,
+) -> Tuple[torch.Tensor, ...]:
+    """CP, CR, CF1, OP, OR, OF1, each (...), of whole counts for each class, float64 (..., num_classes)."""
+    rated = positives > 0
+
+    def ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+        return numerator / denominator.clamp(min=1)  # 0 / 0 counts as 0
+
+    def f1(precision: torch.Tensor, recall: torch.Tensor) -> torch.Tensor:
+        both = precision + recall
+        return torch.where(both > 0, 2 * precision * recall / both, 0.)
+
+    cp, cr = (
+        ratio((ratio(true_positives, counts) * rated).sum(-1), rated.sum(-1)) for counts in (predictions, positives))
+    op, or_ = (ratio(true_positives.sum(-1), counts.sum(-1)) for counts in (predictions, positives))
+    return cp, cr, f1(cp, cr), op, or_, f1(op, or_)
+
+
 def figures_of_counts(true_positives: torch.Tensor, predictions: torch.Tensor, positives: torch.Tensor) -> Figures:
     """The six threshold figures of counts for each class, float64 (num_classes,)."""
-    rated = positives > 0
-    cp = (true_positives / predictions.clamp(min=1))[rated]
-    cr = (true_positives / positives.clamp(min=1))[rated]
-    cp, cr = _ratio(cp.sum(), len(cp)), _ratio(cr.sum(), len(cr))
-    op, or_ = _ratio(true_positives.sum(), predictions.sum()), _ratio(true_positives.sum(), positives.sum())
-    return Figures(CP=cp, CR=cr, CF1=_f1(cp, cr), OP=op, OR=or_, OF1=_f1(op, or_))
+    return Figures(*(float(v) for v in rates_of_counts(true_positives, predictions, positives)))
 
 
 def topk_mask(logits: torch.Tensor, k: int) -> torch.Tensor:

@@ -3,16 +3,17 @@ import hashlib
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 import numpy as np
 import torch
 
 from .data import UNREADABLE, MultiLabelDataset
+from .data.dataset import decode
 from .files import written_folder
 
-__all__ = ['DatasetStatistics', 'class_scales', 'co_occurrence', 'content_hashes', 'describe', 'draw_statistics',
-           'unreadable_images']
+__all__ = ['DatasetStatistics', 'ImageScan', 'class_scales', 'co_occurrence', 'describe', 'draw_statistics',
+           'scan_images']
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,7 @@ def class_scales(dataset: MultiLabelDataset) -> Optional[np.ndarray]:
     boxes = dataset.boxes
     if boxes is None or not boxes.sizes.all():
         return None
-    image = np.searchsorted(boxes.ends, np.arange(len(boxes.labels)), side='right')
-    shares = boxes.boxes[:, 2] * boxes.boxes[:, 3] / boxes.sizes[image].prod(axis=1)
+    shares = boxes.boxes[:, 2] * boxes.boxes[:, 3] / boxes.sizes[boxes.images()].prod(axis=1)
     sums = np.bincount(boxes.labels, weights=shares, minlength=len(dataset.class_names))
     counts = np.bincount(boxes.labels, minlength=len(dataset.class_names))
     return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
@@ -78,26 +78,26 @@ def co_occurrence(dataset: MultiLabelDataset) -> torch.Tensor:
     return counts.long()
 
 
-def content_hashes(dataset: MultiLabelDataset) -> Dict[str, List[int]]:
-    """Images by the hash of their encoded content: a list of more than one holds duplicates. Reads every image."""
-    found = defaultdict(list)
-    for i in range(len(dataset)):
-        try:
-            found[hashlib.blake2b(dataset.images.read(i), digest_size=16).hexdigest()].append(i)
-        except OSError:
-            continue
-    return dict(found)
+class ImageScan(NamedTuple):
+    """Attributes:
+        hashes: Images by the hash of their encoded content: a list of more than one holds duplicates.
+        unreadable: Name -> reason of each image that cannot be decoded.
+    """
+    hashes: Dict[str, List[int]]
+    unreadable: Dict[str, str]
 
 
-def unreadable_images(dataset: MultiLabelDataset) -> Dict[str, str]:
-    """Name -> reason of each image that cannot be decoded. Decodes every image."""
-    bad = {}
+def scan_images(dataset: MultiLabelDataset) -> ImageScan:
+    """Look for duplicates and unreadable images: reads and decodes every image."""
+    hashes, unreadable = defaultdict(list), {}
     for i in range(len(dataset)):
         try:
-            dataset.load(i)
+            content = dataset.images.read(i)
+            hashes[hashlib.blake2b(content, digest_size=16).hexdigest()].append(i)
+            decode(content)
         except UNREADABLE as error:
-            bad[dataset.images.name(i)] = f'{type(error).__name__}: {error}'
-    return bad
+            unreadable[dataset.images.name(i)] = f'{type(error).__name__}: {error}'
+    return ImageScan(dict(hashes), unreadable)
 
 
 def draw_statistics(folder: Union[str, Path], dataset: MultiLabelDataset, max_classes: int = 80) -> None:

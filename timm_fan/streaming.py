@@ -3,7 +3,7 @@ from typing import NamedTuple, Sequence, Tuple, Union
 
 import torch
 
-from .metrics import Figures, figures_of_counts, predict_labels, topk_mask
+from .metrics import Figures, check_results, figures_of_counts, predict_labels, topk_mask
 
 __all__ = ['BinnedEvaluator', 'BinnedScores']
 
@@ -55,11 +55,10 @@ class BinnedEvaluator:
         """One batch of logits and targets (B, num_classes); targets 1 present, 0 absent, -1 unknown.
 
         Raises:
-            ValueError: A logit is NaN.
+            ValueError: Shapes differ, or a logit is NaN.
         """
         logits, targets = logits.detach().cpu().float(), targets.detach().cpu()
-        if torch.isnan(logits).any():
-            raise ValueError(f'{int(torch.isnan(logits).sum())} of {logits.numel()} logits are NaN.')
+        check_results(logits, targets)
         known, present = targets >= 0, targets == 1
         low, high = self.limits
         bins = ((logits - low) * ((self.num_bins - 2) / (high - low))).floor_().add_(1).clamp_(0, self.num_bins - 1)

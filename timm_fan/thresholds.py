@@ -5,26 +5,18 @@ import numpy as np
 import torch
 
 from .errors import InputError
+from .metrics import threshold_curve
 
 __all__ = ['choose_thresholds']
 
 POLICIES = ('global-f1', 'class-f1', 'precision=P', 'recall=R')
 
 
-def _curve(scores: np.ndarray, present: np.ndarray):
-    """Cuts between distinct scores, from high to low, and how many images and positives score above each."""
-    order = np.argsort(-scores)
-    scores, present = scores[order], present[order]
-    ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-    below = np.append(scores[ends[:-1] + 1], scores[-1] - 1.)
-    return (scores[ends] + below) / 2, np.cumsum(present)[ends], ends + 1
-
-
 def _choose(scores: np.ndarray, present: np.ndarray, goal: str, wanted: float) -> Optional[float]:
     """The logit that reaches the goal; None where none does."""
     if not present.any():
         return None
-    cuts, true, predicted = _curve(scores, present)
+    cuts, true, predicted = threshold_curve(scores, present)
     precision, recall = true / predicted, true / present.sum()
     if goal == 'f1':
         return float(cuts[np.argmax(2 * true / (predicted + present.sum()))])

@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 from timm_fan import InputError
 from timm_fan.data import SOURCES, MultiLabelDataset, create_dataset
 from timm_fan.errors import exit_on_input_error
-from timm_fan.statistics import DatasetStatistics, content_hashes, describe, draw_statistics, unreadable_images
+from timm_fan.statistics import DatasetStatistics, describe, draw_statistics, scan_images
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,13 +28,13 @@ def parse_args() -> argparse.Namespace:
 
 def images_report(datasets: Dict[str, MultiLabelDataset]) -> Dict[str, Any]:
     """Unreadable images and duplicates, within and between the splits."""
-    hashes = {split: content_hashes(dataset) for split, dataset in datasets.items()}
+    scans = {split: scan_images(dataset) for split, dataset in datasets.items()}
     report: Dict[str, Any] = dict(
-        unreadable={split: unreadable_images(dataset) for split, dataset in datasets.items()},
+        unreadable={split: scan.unreadable for split, scan in scans.items()},
         duplicates={
-            split: [[datasets[split].images.name(i) for i in group] for group in found.values() if len(group) > 1]
-            for split, found in hashes.items()})
-    train, val = hashes['train'], hashes['val']
+            split: [[datasets[split].images.name(i) for i in group] for group in scan.hashes.values() if len(group) > 1]
+            for split, scan in scans.items()})
+    train, val = scans['train'].hashes, scans['val'].hashes
     report['overlap'] = [
         [datasets['train'].images.name(train[h][0]), datasets['val'].images.name(val[h][0])]
         for h in sorted(train.keys() & val.keys())]

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from timm_fan import InputError
-from timm_fan.data import load_image
+from timm_fan.data import UNREADABLE, load_image
 from timm_fan.errors import exit_on_input_error
 from timm_fan.models import label_names, load_model, model_thresholds
 
@@ -63,7 +63,7 @@ def main() -> None:
     for file in files:
         try:
             image = load_image(file)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             sys.stderr.write(f'unreadable image {file} ({error}), left out\n')
             unreadable += 1
             continue

@@ -64,7 +64,7 @@ def check_class_names(model_names, data_names) -> None:
 
 
 def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator):
-    """Model, its data set with the model's transform, and the prepared loader."""
+    """Model, its data set with the model's transform, the prepared loader, and the thresholds to use."""
     with accelerator.main_process_first():
         model = load_model(source)
         names = label_names(model) if model.pretrained_cfg.get('label_names') else None
@@ -72,15 +72,16 @@ def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator):
             args.data, args.data_dir, args.split, create_transform(**resolve_model_data_config(model)), names)
     check_class_names(label_names(model), dataset.class_names)
     loader = accelerator.prepare(DataLoader(dataset, args.batch_size, num_workers=args.workers))
-    return model.to(accelerator.device), dataset, loader
+    threshold = args.threshold if args.threshold is not None else model_thresholds(model)
+    return model.to(accelerator.device), dataset, loader, threshold
 
 
 def predict(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Tuple[
         torch.Tensor, torch.Tensor, MultiLabelDataset, Any]:
     """Logits, targets, the data set, and the thresholds to use."""
-    model, dataset, loader = open_model(source, args, accelerator)
+    model, dataset, loader, threshold = open_model(source, args, accelerator)
     logits, targets = predict_logits(model, loader, accelerator)
-    return logits, targets, dataset, args.threshold if args.threshold is not None else model_thresholds(model)
+    return logits, targets, dataset, threshold
 
 
 def compare_models(args: argparse.Namespace, accelerator: Accelerator) -> None:
@@ -103,8 +104,7 @@ def main() -> None:
     if args.compare:
         compare_models(args, accelerator)
     elif args.binned:
-        model, dataset, loader = open_model(args.model, args, accelerator)
-        threshold = args.threshold if args.threshold is not None else model_thresholds(model)
+        model, _, loader, threshold = open_model(args.model, args, accelerator)
         scores = predict_binned(model, loader, accelerator, threshold, not args.top3_always)
         if accelerator.is_main_process:
             print(format_binned(scores))

@@ -4,7 +4,9 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from timm_fan.errors import InputError, raise_problems
 
-__all__ = ['Labelled', 'index_labels', 'read_class_names']
+from .dataset import UNKNOWN
+
+__all__ = ['Labelled', 'index_labels', 'read_class_names', 'value_of_unlisted']
 
 
 class Labelled(NamedTuple):
@@ -29,6 +31,13 @@ def read_class_names(file: Union[str, Path]) -> List[str]:
     if twice or not names:
         raise InputError(f'{file} ' + (f'names twice: {", ".join(twice)}.' if twice else 'names no class.'))
     return names
+
+
+def value_of_unlisted(unlisted: str) -> float:
+    """Target of a label that a source does not name: 0 for 'absent', -1 for 'unknown'; InputError for others."""
+    if unlisted not in ('absent', 'unknown'):
+        raise InputError(f"unlisted='{unlisted}' is neither absent nor unknown.")
+    return UNKNOWN if unlisted == 'unknown' else 0.
 
 
 def index_labels(

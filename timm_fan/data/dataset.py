@@ -58,6 +58,11 @@ def load_image(source: Union[Path, BinaryIO]) -> Image.Image:
         return image.convert('RGB')
 
 
+def _row(ends: np.ndarray, index: int) -> slice:
+    """Where the entries of one image lie among those of all."""
+    return slice(ends[index - 1] if index else 0, ends[index])
+
+
 class PackedStrings(Sequence[str]):
     """Many strings in two arrays: worker processes share them, where a list of objects would be copied."""
 
@@ -70,8 +75,7 @@ class PackedStrings(Sequence[str]):
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return self.content[start:self.ends[index]].tobytes().decode()
+        return self.content[_row(self.ends, index)].tobytes().decode()
 
 
 class SparseLabels:
@@ -100,7 +104,7 @@ class SparseLabels:
 
     def listed(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
         """Class indices of one image's listed labels, and their values 1, 0, -1."""
-        row = slice(self.ends[index - 1] if index else 0, self.ends[index])
+        row = _row(self.ends, index)
         return self.classes[row], self.values[row]
 
     def target(self, index: int) -> torch.Tensor:
@@ -128,8 +132,12 @@ class Boxes:
 
     def __getitem__(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
         """Boxes (n, 4) and class indices (n,) of one image."""
-        row = slice(self.ends[index - 1] if index else 0, self.ends[index])
+        row = _row(self.ends, index)
         return self.boxes[row], self.labels[row]
+
+    def images(self) -> np.ndarray:
+        """The image of each box, int64 (number of boxes,)."""
+        return np.searchsorted(self.ends, np.arange(len(self.labels)), side='right')
 
 
 class Images(Protocol):

@@ -78,10 +78,11 @@ class HubStream(IterableDataset):
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         for number, row in enumerate(islice(self.dataset, self.length)):
             labels = _row_labels(row[self.labels_column])
-            unknown = [label for label in labels if not isinstance(label, int) and label not in self.index]
+            indices = [label if isinstance(label, int) else self.index.get(label, -1) for label in labels]
+            unknown = [label for label, i in zip(labels, indices) if not 0 <= i < len(self.class_names)]
             if unknown:
                 raise InputError(f"row {number}: '{unknown[0]}' is not one of the {len(self.class_names)} classes.")
-            target = self.encode(sorted({n if isinstance(n, int) else self.index[n] for n in labels}))
+            target = self.encode(sorted(set(indices)))
             try:
                 image = decode(_content(row[self.image]))
             except UNREADABLE as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from timm_fan.errors import InputError, raise_problems
 
-from .classes import Labelled, index_labels, read_class_names
+from .classes import Labelled, index_labels, read_class_names, value_of_unlisted
 from .dataset import MultiLabelDataset, PackedStrings, SparseLabels
 
 __all__ = ['TarImages', 'expand_shards', 'read_shards']
@@ -104,8 +104,7 @@ def read_shards(
     Raises:
         InputError: A shard is missing or damaged, or, all at once, samples without image or labels.
     """
-    if unlisted not in ('absent', 'unknown'):
-        raise InputError(f"unlisted='{unlisted}' is neither absent nor unknown.")
+    default = value_of_unlisted(unlisted)
     shards = expand_shards(pattern)
     missing = [s for s in shards if not Path(s).is_file()]
     if missing or not shards:
@@ -140,5 +139,5 @@ def read_shards(
     if not rows:
         raise_problems(pattern, problems)
     names, indexed = index_labels(pattern, rows, class_names, problems)
-    labels = SparseLabels(indexed, len(names), -1. if unlisted == 'unknown' else 0.)
+    labels = SparseLabels(indexed, len(names), default)
     return MultiLabelDataset(TarImages(shards, members), labels, names, transform=transform)

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 from timm_fan.errors import InputError, raise_problems
 
-from .classes import Labelled, index_labels
+from .classes import Labelled, index_labels, value_of_unlisted
 from .dataset import ImageFiles, MultiLabelDataset, SparseLabels
 
 __all__ = ['read_table']
@@ -125,8 +125,7 @@ def read_table(
     file = Path(file)
     if not file.is_file():
         raise InputError(f'No table {file}.')
-    if unlisted not in ('absent', 'unknown'):
-        raise InputError(f"unlisted='{unlisted}' is neither absent nor unknown.")
+    default = value_of_unlisted(unlisted)
     problems: List[str] = []
     try:
         lines = list(_rows(file, problems))
@@ -170,9 +169,8 @@ def read_table(
                 value = VALUES.get('' if value is None else str(value).strip().removesuffix('.0'))
                 if value is None:
                     problems.append(f"{where}: '{row[name]}' in column {name} is none of 1, 0, -1, empty")
-                else:
-                    groups[(1, 0, -1).index(value)].append(name)
-            groups[1] = []  # what is not listed is absent anyway
+                elif value:  # what is not listed is absent
+                    groups[0 if value == 1 else 2].append(name)
         first_line[path] = where
         paths.append(str(path))
         rows.append(Labelled(where, *groups))
@@ -180,5 +178,6 @@ def read_table(
     files = ImageFiles(images or file.parent, paths)
     problems += [f'{rows[i].where}: no image file {files.name(i)}' for i in files.missing()]
     names, indexed = index_labels(str(file), rows, class_names, problems)
-    default = -1. if unlisted == 'unknown' and label_column is not None else 0.
+    if label_column is None:
+        default = 0.
     return MultiLabelDataset(files, SparseLabels(indexed, len(names), default), names, transform=transform)

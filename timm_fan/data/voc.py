@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Callable, Optional, Union
 from xml.etree import ElementTree
 
-from timm_fan.errors import InputError
+from timm_fan.errors import InputError, raise_problems
 
 from .dataset import MultiLabelDataset, Sample
 
@@ -59,9 +59,7 @@ def read_voc(
             samples.append(_read_annotation(file, f'JPEGImages/{name}.jpg', class_index, difficult))
         except (OSError, ElementTree.ParseError, KeyError, ValueError, AttributeError) as error:
             problems.append(f'{file}: {type(error).__name__}: {error}')
-    if problems:
-        shown = ''.join(f'\n  {p}' for p in problems[:20])
-        raise InputError(f'{len(problems)} annotations of {names} cannot be read:{shown}')
+    raise_problems(f'{names} cannot be read whole', problems, 'annotation')
     return MultiLabelDataset.from_samples(folder, samples, VOC_CLASSES, transform)
 
 

@@ -6,6 +6,7 @@ from .feature_refinement import (
     FeatureTransformBlock,
     fit_grid,
     halve,
+    halvings_to_last,
     num_halvings,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     'FeatureTransformBlock',
     'fit_grid',
     'halve',
+    'halvings_to_last',
     'num_halvings',
 ]

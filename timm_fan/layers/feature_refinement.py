@@ -14,12 +14,18 @@ import torch.nn.functional as F
 from timm_fan.errors import InputError
 
 __all__ = ['FeatureTransformBlock', 'FeatureTransform', 'FeatureRefinementBlock', 'FeatureRefinementNetwork',
-           'fit_grid', 'halve', 'num_halvings']
+           'fit_grid', 'halve', 'halvings_to_last', 'num_halvings']
 
 
 def num_halvings(reduction: int, target: int) -> int:
     """Number of 2x2 poolings that take a map of stride `reduction` to the stride `target`, or just short of it."""
     return max(0, math.floor(math.log2(target / reduction)))
+
+
+def halvings_to_last(reductions: Sequence[int]) -> Tuple[List[int], List[bool]]:
+    """For maps of these strides, the 2x2 poolings to the last one's grid, and whether they end on its very stride."""
+    halvings = [num_halvings(r, reductions[-1]) for r in reductions]
+    return halvings, [r * 2 ** n == reductions[-1] for r, n in zip(reductions, halvings)]
 
 
 def halve(x: torch.Tensor) -> torch.Tensor:
@@ -183,8 +189,7 @@ class FeatureRefinementNetwork(nn.Module):
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        halvings = [num_halvings(r, reductions[-1]) for r in reductions]
-        self.exact = [r * 2 ** n == reductions[-1] for r, n in zip(reductions, halvings)]
+        halvings, self.exact = halvings_to_last(reductions)
         self.ftb2 = FeatureTransform(in_chs[0], dim, halvings[0], norm_layer, act_layer, **dd)
         self.ftb3 = FeatureTransform(in_chs[1], dim, halvings[1], norm_layer, act_layer, **dd)
         self.ftb4 = FeatureTransform(in_chs[2], dim, halvings[2], norm_layer, act_layer, **dd)

@@ -28,7 +28,7 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
 from timm_fan.errors import InputError
-from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, fit_grid, halve, num_halvings
+from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, fit_grid, halve, halvings_to_last
 
 from .backbone import Backbone, check_backbone_name
 
@@ -113,8 +113,7 @@ class FAN(nn.Module):
         self.feature_info = [
             dict(num_chs=c, reduction=r, module=f'norm.{i}') for i, (c, r) in enumerate(zip(channels, reductions))]
         self._traits = dict(first_conv=tuple(f'backbone.{n}' for n in self.backbone.first_convs()) or None)
-        self.halvings = [num_halvings(r, reductions[-1]) for r in reductions]
-        self.exact = [r * 2 ** n == reductions[-1] for r, n in zip(reductions, self.halvings)]
+        self.halvings, self.exact = halvings_to_last(reductions)
 
         self.embed_dim = embed_dim or _default_embed_dim(channels[-1])
         self.frn = FeatureRefinementNetwork(
