@@ -1,5 +1,5 @@
 """Decision thresholds chosen on a held-out split."""
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ import torch
 from .errors import InputError
 from .metrics import threshold_curve
 
-__all__ = ['choose_thresholds']
+__all__ = ['POLICIES', 'choose_thresholds', 'parse_policy']
 
 POLICIES = ('global-f1', 'class-f1', 'precision=P', 'recall=R')
 
@@ -24,6 +24,18 @@ def _choose(scores: np.ndarray, present: np.ndarray, goal: str, wanted: float) -
         reached = np.flatnonzero(precision >= wanted)
         return float(cuts[reached[-1]]) if len(reached) else None
     return float(cuts[np.flatnonzero(recall >= wanted)[0]])
+
+
+def parse_policy(policy: str) -> Tuple[str, float]:
+    """'f1', 'precision' or 'recall', and the wanted precision or recall. Raises InputError for an unknown policy."""
+    goal, sep, value = policy.partition('=')
+    try:
+        wanted = float(value) if sep else 0.
+    except ValueError:
+        wanted = -1.
+    if not (policy in ('global-f1', 'class-f1') or (goal in ('precision', 'recall') and 0. < wanted <= 1.)):
+        raise InputError(f"No threshold policy '{policy}': expected {', '.join(POLICIES)}, P and R in 0..1.")
+    return goal.rpartition('-')[2], wanted
 
 
 def choose_thresholds(
@@ -49,14 +61,7 @@ def choose_thresholds(
     Raises:
         InputError: Unknown policy.
     """
-    goal, sep, value = policy.partition('=')
-    try:
-        wanted = float(value) if sep else 0.
-    except ValueError:
-        wanted = -1.
-    if not (policy in ('global-f1', 'class-f1') or (goal in ('precision', 'recall') and 0. < wanted <= 1.)):
-        raise InputError(f"No threshold policy '{policy}': expected {', '.join(POLICIES)}, P and R in 0..1.")
-    goal = goal.rpartition('-')[2]
+    goal, wanted = parse_policy(policy)
     scores, truth = logits.detach().cpu().double().numpy(), targets.detach().cpu().numpy()
     known = truth >= 0
     pooled = _choose(scores[known], truth[known] == 1, goal, wanted)

@@ -25,7 +25,7 @@ from timm_fan.groups import score_groups
 from timm_fan.metrics import evaluate_logits
 from timm_fan.models import label_names, load_model, model_thresholds, save_thresholds
 from timm_fan.report import format_binned, format_comparison, format_scores, write_report
-from timm_fan.thresholds import POLICIES, choose_thresholds
+from timm_fan.thresholds import POLICIES, choose_thresholds, parse_policy
 from timm_fan.uncertainty import bootstrap, compare
 
 
@@ -100,6 +100,8 @@ def main() -> None:
         raise InputError(f'--threshold must be between 0 and 1, got {args.threshold}.')
     if args.choose_thresholds and not Path(args.model or '').is_dir():
         raise InputError('--choose-thresholds keeps them in a model folder: give a folder, not a name.')
+    if args.choose_thresholds:
+        parse_policy(args.choose_thresholds)  # a wrong one must not cost an evaluation
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if args.compare:
         compare_models(args, accelerator)

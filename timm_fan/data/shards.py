@@ -108,7 +108,8 @@ def read_shards(
     shards = expand_shards(pattern)
     missing = [s for s in shards if not Path(s).is_file()]
     if missing or not shards:
-        raise InputError(f'No shard {missing[0]}, and {len(missing) - 1} more.' if missing else f'No shard {pattern}.')
+        more = f', and {len(missing) - 1} more' if len(missing) > 1 else ''
+        raise InputError(f'No shard {missing[0] if missing else pattern}{more}.')
     beside = Path(shards[0]).parent / 'classes.txt'
     if class_names is None and (classes or beside.is_file()):
         class_names = read_class_names(classes or beside)
