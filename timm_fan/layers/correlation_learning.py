@@ -48,9 +48,10 @@ class CorrelationLearningNetwork(nn.Module):
 
     def forward(self, p2: torch.Tensor, p3: torch.Tensor, p4: torch.Tensor) -> torch.Tensor:
         """p2 (B, C2, H, W), p3 (B, C3, H, W), p4 (B, C4, H, W) -> (B, C4, H, W)"""
-        query = self.theta(p3).flatten(2).transpose(1, 2)  # (B, H*W, K)
-        key = self.phi(p2).flatten(2).transpose(1, 2)  # (B, H*W, K)
-        value = self.g(p4).flatten(2).transpose(1, 2)  # (B, H*W, C4)
-        x = F.scaled_dot_product_attention(query, key, value)
+        # one head: the ONNX exporter knows attention of four dimensions only
+        query = self.theta(p3).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H*W, K)
+        key = self.phi(p2).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H*W, K)
+        value = self.g(p4).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H*W, C4)
+        x = F.scaled_dot_product_attention(query, key, value).squeeze(1)
         x = x.transpose(1, 2).reshape(p4.shape)
         return x + p4 if self.residual else x
