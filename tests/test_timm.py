@@ -10,8 +10,7 @@ from timm.models import get_model_input_config
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 
-from timm_fan import InputError
-from timm_fan.models import fan as fan_module
+from timm_fan import InputError, hub
 
 NAMES = [name for name in timm.list_models('fan*') if name != 'fan']
 # one of each way in which timm makes feature maps: list, its own class, getter with and without norm, NHWC, fixed size
@@ -122,8 +121,8 @@ def test_another_class_count_gets_a_new_classifier(tmp_path):
 
 def test_unpublished_weights_name_the_repository(monkeypatch):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    monkeypatch.setattr(fan_module, 'HUB_ORG', 'some-mirror')
-    with pytest.raises(InputError, match='some-mirror/fan_resnet18.coco2014 .*train.py --model fan_resnet18.*file='):
+    monkeypatch.setattr(hub, 'HUB_ORG', 'some-mirror')
+    with pytest.raises(InputError, match='some-mirror/fan_resnet18.coco2014: .*train.py --model fan_resnet18.*file='):
         timm.create_model('fan_resnet18', pretrained=True)
 
 

@@ -1,4 +1,4 @@
-"""Writing that leaves either the old folder or the whole new one."""
+"""Writing that leaves either the old file or folder, or the whole new one."""
 import contextlib
 import os
 import shutil
@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Iterator, Union
 
-__all__ = ['replace_folder', 'written_folder']
+__all__ = ['replace_folder', 'write_text', 'written_folder']
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -17,6 +17,14 @@ def replace_folder(new: Path, target: Path) -> None:
         os.rename(target, old)
     os.rename(new, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(file: Union[str, Path], text: str) -> None:
+    """Put `text` in the place of what `file` holds."""
+    file = Path(file)
+    new = file.with_name(f'.{file.name}.new')
+    new.write_text(text)
+    os.replace(new, file)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from .paper import paper_figures
 from .streaming import BinnedScores
 from .uncertainty import Comparison, Interval
 
-__all__ = ['format_binned', 'format_comparison', 'format_scores', 'write_report']
+__all__ = ['format_binned', 'format_comparison', 'format_scores', 'template_environment', 'write_report']
 
 
 def _figures_table(all_labels: Figures, top3: Figures) -> List[str]:
@@ -96,6 +96,18 @@ def _percent(value: Optional[float]) -> str:
     return '' if value is None else f'{100 * value:.2f}'
 
 
+def template_environment(folder: Optional[Path] = None):
+    """jinja2 over this package's pages, or over a folder of Markdown."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise InputError('Reports and cards need jinja2: pip install "timm-fan[train]".') from error
+    loader = jinja2.PackageLoader('timm_fan') if folder is None else jinja2.FileSystemLoader(folder)
+    return jinja2.Environment(
+        loader=loader, autoescape=folder is None, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined)
+
+
 def _page(
         scores: MultiLabelScores,
         intervals: Optional[Dict[str, Interval]],
@@ -106,12 +118,7 @@ def _page(
         data: str,
         title: str,
 ) -> str:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError('The report needs jinja2: pip install "timm-fan[train]".') from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader('timm_fan'), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = template_environment()
     environment.filters['percent'] = _percent
     headline = []
     for name, value in (('mAP', scores.mAP), ('CF1', scores.all.CF1), ('OF1', scores.all.OF1)):
@@ -139,6 +146,8 @@ def write_report(
         groups: Optional[GroupScores] = None,
         data: str = '',
         title: str = 'Evaluation',
+        split: str = 'val',
+        weights: Optional[str] = None,
 ) -> None:
     """Write report.html, which holds all pictures, the pictures beside it, metrics.json and per_class.csv.
 
@@ -155,12 +164,14 @@ def write_report(
         groups: Of `timm_fan.groups.score_groups`.
         data: Name of the data source; the paper's figures for it stand beside the measured ones.
         title: Of the page.
+        split: Of the data set.
+        weights: SHA-256 of the weights that were evaluated; a model card takes figures of its own weights only.
 
     Raises:
         InputError: matplotlib or jinja2 is not installed.
     """
     with written_folder(folder) as new:
-        content = scores.to_dict()
+        content = dict(data=data, split=split, weights=weights, **scores.to_dict())
         if intervals:
             content['intervals'] = {name: asdict(i) for name, i in intervals.items()}
         if groups is not None:

@@ -5,13 +5,15 @@
     accelerate launch train_scripts/train.py --config coco2014 --data-dir DIR   # one or many GPUs
 
 A YAML file in train_scripts/configs (or any path) gives the options, the command line overrides it. The run folder gets
-config.yaml, train.log, history.csv, best/ and last/ (self-contained models), state/ (to resume) and report/.
+config.yaml, run.json (machine, versions, time), train.log, history.csv, best/ and last/ (self-contained models),
+state/ (to resume) and report/.
 """
 import argparse
 import csv
 import json
 import logging
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -35,11 +37,13 @@ from timm_fan import InputError
 from timm_fan.data import SOURCES, MultiLabelMixup, create_dataset
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import predict_logits, share_buffers
-from timm_fan.files import replace_folder
+from timm_fan.files import replace_folder, write_text
 from timm_fan.groups import score_groups
+from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.loss import create_loss
 from timm_fan.metrics import evaluate_logits
 from timm_fan.models import create_model, load_model, save_model
+from timm_fan.provenance import environment, file_sha256
 from timm_fan.report import format_scores, write_report
 from timm_fan.uncertainty import bootstrap
 
@@ -321,10 +325,13 @@ def main() -> None:
     setup_logging(accelerator, output)
     if accelerator.is_main_process:
         (output / 'config.yaml').write_text(yaml.safe_dump({k: v for k, v in vars(args).items() if k != 'resume'}))
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    parameters = sum(p.numel() for p in model.parameters())
+    record = dict(
+        command=shlex.join(sys.argv), **environment(accelerator.device, accelerator.num_processes),
+        parameters=parameters, train_images=len(train_set), val_images=len(val_set), seconds=0.)
     _logger.info(
         '%s: %.1f M parameters, %d classes, %d training and %d validation images at %s px, %s on %d process(es)',
-        args.model, parameters, len(class_names), len(train_set), len(val_set), data_config['input_size'][1],
+        args.model, parameters / 1e6, len(class_names), len(train_set), len(val_set), data_config['input_size'][1],
         accelerator.device.type, accelerator.num_processes)
 
     # every epoch has whole batches only, so that a step is the same whatever the number of processes
@@ -385,9 +392,10 @@ def main() -> None:
             scheduler.load_state_dict(state['scheduler'])
         else:
             scheduler.step_update(len(history) * updates_per_epoch)
+        record['seconds'] = state['seconds']
         _logger.info('resumed %s after epoch %d', output, len(history))
 
-    started = time.time()
+    started = time.time() - record['seconds']
     for epoch in range(len(history), args.epochs):
         loss = train_one_epoch(
             epoch, model, train_loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args)
@@ -416,9 +424,11 @@ def main() -> None:
                 writer = csv.DictWriter(file, history[0])
                 writer.writeheader()
                 writer.writerows(history)
+            record['seconds'] = round(time.time() - started, 1)
+            write_text(output / 'run.json', json.dumps(record, indent=2))
         plateau = scheduler.state_dict() if args.sched == 'plateau' else None
         save_state(accelerator, output, ema, dict(
-            history=history, best=best, class_names=class_names, scheduler=plateau))
+            history=history, best=best, class_names=class_names, scheduler=plateau, seconds=time.time() - started))
 
     # the report is on the model as saved, loaded the way a user loads it
     accelerator.wait_for_everyone()
@@ -429,7 +439,8 @@ def main() -> None:
         intervals, groups = bootstrap(logits, targets), score_groups(scores, logits, targets, val_set)
         write_report(
             output / 'report', scores, logits, targets, val_set, history, intervals=intervals, groups=groups,
-            data=args.data, title=f'{args.model} in {output}')
+            data=args.data, title=f'{args.model} in {output}',
+            weights=file_sha256(output / 'best' / WEIGHTS_NAME))
         best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]['mAP'])
         text = format_scores(scores, intervals, groups)
         _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, text)

@@ -22,8 +22,10 @@ from timm_fan.data import SOURCES, MultiLabelDataset, create_dataset
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import predict_binned, predict_logits
 from timm_fan.groups import score_groups
+from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.metrics import evaluate_logits
-from timm_fan.models import label_names, load_model, model_thresholds, save_thresholds
+from timm_fan.models import label_names, load_model, model_folder, model_thresholds, save_thresholds
+from timm_fan.provenance import file_sha256
 from timm_fan.report import format_binned, format_comparison, format_scores, write_report
 from timm_fan.thresholds import POLICIES, choose_thresholds, parse_policy
 from timm_fan.uncertainty import bootstrap, compare
@@ -127,7 +129,8 @@ def main() -> None:
             if args.report:
                 write_report(
                     args.report, scores, logits, targets, dataset, threshold=threshold, intervals=intervals,
-                    groups=groups, data=args.data, title=args.model)
+                    groups=groups, data=args.data, title=args.model, split=args.split,
+                    weights=file_sha256(model_folder(args.model) / WEIGHTS_NAME) if Path(args.model).is_dir() else None)
     accelerator.end_training()
 
 

@@ -1,5 +1,13 @@
 from .backbone import Backbone
-from .factory import create_model, label_names, load_model, model_thresholds, save_model, save_thresholds
+from .factory import (
+    create_model,
+    label_names,
+    load_model,
+    model_folder,
+    model_thresholds,
+    save_model,
+    save_thresholds,
+)
 from .fan import FAN
 
 __all__ = [
@@ -8,6 +16,7 @@ __all__ = [
     'create_model',
     'label_names',
     'load_model',
+    'model_folder',
     'model_thresholds',
     'save_model',
     'save_thresholds',

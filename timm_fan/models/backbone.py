@@ -8,12 +8,12 @@ import safetensors.torch
 import timm
 import torch
 import torch.nn as nn
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.layers import Format, RmsNorm, RmsNorm2d, get_device_dtype
 from timm.models import get_pretrained_cfg, group_parameters, register_notrace_module
 from timm.models._features import FeatureGetterNet, FeatureHookNet
 
 from timm_fan.errors import InputError
+from timm_fan.hub import hub_errors
 
 __all__ = ['Backbone', 'check_backbone_name', 'check_plain_weights', 'read_backbone_weights']
 
@@ -119,12 +119,9 @@ class Backbone(nn.Module):
         source: Dict[str, Any] = dict(pretrained=pretrained)
         if weights:
             source = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=read_backbone_weights(name, weights)))
-        try:
+        remedy = 'give backbone_weights=FILE, or pretrained_backbone=False to start from random weights'
+        with hub_errors(f"the weights of backbone '{name}' (else {remedy})"):
             self.net = self._create(device=device, dtype=dtype, **source)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise InputError(
-                f"The weights of backbone '{name}' could not be fetched from the Hub ({type(error).__name__}: {error})."
-                ' Give backbone_weights=FILE, or pretrained_backbone=False to start from random weights.') from error
         # positions among the maps that the network returns
         self.maps = [self.args['out_indices'].index(i) for i in levels]
         info = self.net.feature_info

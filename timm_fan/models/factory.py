@@ -1,7 +1,6 @@
 """timm's `create_model` with errors that a user can act on, and self-contained model folders."""
 import difflib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
@@ -9,13 +8,14 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 import safetensors
 import timm
 import torch.nn as nn
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from timm.models import parse_model_name, save_for_hf
 
 from timm_fan.errors import InputError
-from timm_fan.files import written_folder
+from timm_fan.files import write_text, written_folder
+from timm_fan.hub import WEIGHTS_NAME, hub_errors, read_saved_config
 
-__all__ = ['create_model', 'label_names', 'load_model', 'model_thresholds', 'save_model', 'save_thresholds']
+__all__ = ['create_model', 'label_names', 'load_model', 'model_folder', 'model_thresholds', 'save_model',
+           'save_thresholds']
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -37,13 +37,12 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         hint = f'Close: {", ".join(near)}.' if near else "timm.list_models('fan*') lists the FANs."
         raise InputError(f"No model '{name}'. {hint}")
     try:
-        return timm.create_model(name, **kwargs)
+        with hub_errors(name):
+            return timm.create_model(name, **kwargs)
     except InputError:
         raise
-    except (FileNotFoundError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise InputError(f'{name} cannot be read: {error}') from error
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f'{name} could not be fetched from the Hub ({type(error).__name__}: {error}).') from error
     except (TypeError, RuntimeError, AssertionError, KeyError) as error:
         raise InputError(f"{name} cannot be created with {kwargs or 'no arguments'}: {error}") from error
 
@@ -88,16 +87,19 @@ def save_model(
             safe_serialization=True,
             data_config={k: list(v) if isinstance(v, tuple) else v for k, v in data_config.items()},
         )
+        # it stands beside them too, and transformers' wrapper of timm would pass it twice
+        file = new / 'config.json'
+        config = json.loads(file.read_text())
+        config.get('model_args', {}).pop('num_classes', None)
+        file.write_text(json.dumps(config, indent=2))
 
 
 def save_thresholds(folder: Union[str, Path], thresholds: Sequence[float], policy: str) -> None:
     """Keep chosen thresholds in the config.json of a model or run folder, for `load_model` and `model_thresholds`."""
-    file = _model_folder(Path(folder)) / 'config.json'
+    file = model_folder(folder) / 'config.json'
     config = json.loads(file.read_text())
     config.update(thresholds=list(thresholds), threshold_policy=policy)
-    new = file.with_name('.config.json.new')
-    new.write_text(json.dumps(config, indent=2))
-    os.replace(new, file)
+    write_text(file, json.dumps(config, indent=2))
 
 
 def model_thresholds(model: nn.Module) -> Union[float, List[float]]:
@@ -105,39 +107,43 @@ def model_thresholds(model: nn.Module) -> Union[float, List[float]]:
     return getattr(model, 'thresholds', None) or 0.5
 
 
-def _model_folder(folder: Path) -> Path:
+def model_folder(folder: Union[str, Path]) -> Path:
+    """The folder itself if it holds a model, or the `best` model of a run folder.
+
+    Raises:
+        InputError: It is neither.
+    """
+    folder = Path(folder)
     if (folder / 'best' / 'config.json').is_file():
         folder = folder / 'best'
-    for name in ('config.json', 'model.safetensors'):
+    for name in ('config.json', WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise InputError(f'{folder} holds no {name}. Give a run folder of train.py, or its best/ or last/.')
     return folder
 
 
-def load_model(source: Union[str, Path]) -> nn.Module:
+def load_model(source: Union[str, Path], cache_dir: Optional[Union[str, Path]] = None) -> nn.Module:
     """Load a trained model for evaluation, with its thresholds (see `model_thresholds`).
 
     Args:
         source: A model folder, a run folder of train.py (its `best` model), or a name for `timm.create_model`, e.g.
-            `hf-hub:someone/fan_resnet101.coco2014`.
+            `hf-hub:someone/fan_resnet101.coco2014`, with `@REVISION` at its end if need be.
+        cache_dir: Where files of the Hub are kept, by default the Hub's own cache.
 
     Raises:
         InputError: The folder is no model folder, or its files are broken or do not fit.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        folder = _model_folder(folder)
-        source = f'local-dir:{folder}'
+    if Path(source).is_dir():
+        source = f'local-dir:{model_folder(source)}'
     elif ':' not in str(source) and '/' in str(source):
         is_repo = re.fullmatch(r'[\w.-]+/[\w.-]+', str(source))
         hint = f' A model of the Hub is written hf-hub:{source}.' if is_repo else ''
         raise InputError(f'No model or run folder {source}.{hint}')
-    model = create_model(str(source), pretrained=True).eval()
-    if folder.is_dir():
-        thresholds = json.loads((folder / 'config.json').read_text()).get('thresholds')
-        if thresholds is not None and len(thresholds) != model.num_classes:
-            raise InputError(
-                f'{folder}/config.json holds {len(thresholds)} thresholds for {model.num_classes} classes. Choose them'
-                ' again: validate.py --choose-thresholds.')
-        model.thresholds = thresholds
+    model = create_model(str(source), pretrained=True, cache_dir=cache_dir).eval()
+    thresholds = read_saved_config(model.pretrained_cfg, cache_dir).get('thresholds')
+    if thresholds is not None and len(thresholds) != model.num_classes:
+        raise InputError(
+            f'{source}: config.json holds {len(thresholds)} thresholds for {model.num_classes} classes. Choose them'
+            ' again: validate.py --choose-thresholds.')
+    model.thresholds = thresholds
     return model

@@ -8,34 +8,34 @@ a linear classifier (Figure 2). Written from the paper; where it is silent or co
 layers and of `FAN` say what stands here and why.
 """
 import copy
-import os
+from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import ClassifierHead, LayerNorm2d, get_device_dtype
 from timm.models import (
+    PretrainedCfg,
     build_model_with_cfg,
     checkpoint,
     generate_default_cfgs,
     get_pretrained_cfg,
+    load_model_config_from_hf,
     register_model,
     resolve_pretrained_cfg,
 )
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
-from timm_fan.errors import InputError
+from timm_fan.errors import InputError, raise_problems
+from timm_fan.hub import WEIGHTS_NAME, default_repo, hub_errors
 from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, fit_grid, halve, halvings_to_last
 
 from .backbone import Backbone, check_backbone_name
 
 __all__ = ['FAN', 'checkpoint_filter_fn']
-
-# the organisation on the Hub whose repositories hold the weights of the default tags
-HUB_ORG = os.environ.get('TIMM_FAN_HUB_ORG', 'timm-fan')
 
 
 def _default_embed_dim(channels: int) -> int:
@@ -310,7 +310,7 @@ def _cfg_224(**kwargs: Any) -> Dict[str, Any]:
     return _cfg(**{**size, **kwargs})
 
 
-# a tag without weights stands for the repository of its name below HUB_ORG
+# a tag without weights stands for `timm_fan.hub.default_repo`
 default_cfgs = generate_default_cfgs({
     'fan': _cfg(),
     'fan_resnet18.coco2014': _cfg(),
@@ -347,6 +347,47 @@ def _backbone_cfg(variant: str, backbone: str) -> Dict[str, Any]:
     return {k: getattr(cfg, k) for k in keys if getattr(cfg, k) is not None}
 
 
+def _published(variant: str, tag: Optional[str], cache_dir: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """Config and model arguments that a default tag's weights were published with."""
+    repo = default_repo(variant, tag)
+    try:
+        with hub_errors(repo):
+            cfg, architecture, model_args = load_model_config_from_hf(repo, cache_dir=cache_dir)
+    except InputError as error:
+        raise InputError(
+            f'No pretrained weights of {variant}: {error} Else train them (train_scripts/train.py --model {variant}),'
+            " name a file (pretrained_cfg_overlay=dict(file='model.safetensors')), or start from the backbone's"
+            ' ImageNet weights (pretrained=False, pretrained_backbone=True).') from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f'{repo}: its config.json is not that of a timm model ({error}).') from error
+    if architecture != variant:
+        raise InputError(f'{repo} holds a {architecture}, not a {variant}: create hf-hub:{repo} to get that one.')
+    return cfg, model_args
+
+
+def _safe_source(cfg: PretrainedCfg) -> Tuple[str, Dict[str, Any]]:
+    """Where the weights of `cfg` come from, in words, and the entries that keep timm from looking for pickles."""
+    refusal = 'FANs are loaded from safetensors only, which cannot run code.'
+    if cfg.source == 'local-dir':
+        if not (Path(cfg.file) / WEIGHTS_NAME).is_file():
+            raise InputError(f'{cfg.file} holds no {WEIGHTS_NAME}. {refusal}')
+        return f'{cfg.file}/{WEIGHTS_NAME}', {}
+    if cfg.source != 'hf-hub' and (cfg.state_dict or cfg.file):
+        if cfg.state_dict:
+            return 'state_dict', {}
+        if Path(cfg.file).suffix != '.safetensors':
+            raise InputError(f'{cfg.file}: not a .safetensors file. {refusal}')
+        if not Path(cfg.file).is_file():
+            raise InputError(f'No weights file {cfg.file}.')
+        return cfg.file, {}
+    if not cfg.hf_hub_id:
+        raise InputError(f'{cfg.url}: give a .safetensors file or a repository of the Hub, not a URL. {refusal}')
+    filename = cfg.hf_hub_filename or WEIGHTS_NAME
+    if not filename.endswith('.safetensors'):
+        raise InputError(f'{cfg.hf_hub_id}/{filename}: not a .safetensors file. {refusal}')
+    return f'hf-hub:{cfg.hf_hub_id}', dict(hf_hub_filename=filename)
+
+
 def _create_fan(variant: str, pretrained: bool = False, **kwargs: Any) -> FAN:
     pretrained_cfg = kwargs.pop('pretrained_cfg', None)
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
@@ -354,13 +395,16 @@ def _create_fan(variant: str, pretrained: bool = False, **kwargs: Any) -> FAN:
     if not isinstance(pretrained_cfg, dict) and (variant == 'fan' or not pretrained):
         overlay = {**_backbone_cfg(variant, kwargs['backbone']), **overlay}
 
-    unpublished = None
+    source = ''
     if pretrained:
         kwargs.update(pretrained_backbone=False, backbone_weights=None)
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
         if not (cfg.has_weights or cfg.state_dict):
-            unpublished = f'{HUB_ORG}/{variant}.{cfg.tag}' if cfg.tag else f'{HUB_ORG}/{variant}'
-            overlay['hf_hub_id'] = unpublished
+            pretrained_cfg, saved_args = _published(variant, cfg.tag, kwargs.get('cache_dir'))
+            kwargs = dict(saved_args, pretrained_model_args=saved_args, **kwargs)
+            cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+        source, safe = _safe_source(cfg)
+        overlay.update(safe)
 
     # FAN's maps come out of one module: by forward_intermediates or by hooks, never by running its children in turn
     feature_cfg = dict(out_indices=(0, 1, 2), feature_cls='getter')
@@ -371,7 +415,7 @@ def _create_fan(variant: str, pretrained: bool = False, **kwargs: Any) -> FAN:
     else:
         feature_cfg['feature_cls'] = 'getter' if feature_cls == 'list' else feature_cls
 
-    try:
+    def build() -> FAN:
         return build_model_with_cfg(
             FAN, variant, pretrained,
             pretrained_cfg=pretrained_cfg,
@@ -380,14 +424,21 @@ def _create_fan(variant: str, pretrained: bool = False, **kwargs: Any) -> FAN:
             feature_cfg=feature_cfg,
             **kwargs,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        if unpublished is None:
-            raise
+
+    if not pretrained:
+        return build()
+    try:
+        with hub_errors(source):
+            return build()
+    except SafetensorError as error:
         raise InputError(
-            f"No pretrained weights of {variant}: the repository {unpublished} cannot be read ({type(error).__name__})."
-            f' Train them (train_scripts/train.py --model {variant}), name a file'
-            f" (pretrained_cfg_overlay=dict(file='model.safetensors')), or start from the backbone's ImageNet weights"
-            ' (pretrained=False, pretrained_backbone=True).') from error
+            f'{source}: the file is damaged, or no safetensors file ({error}). Fetch or write it again.') from error
+    except RuntimeError as error:
+        if 'state_dict' not in str(error):
+            raise
+        differences = [line.strip() for line in str(error).splitlines()[1:]]
+        raise_problems(f'{source}: the weights do not fit this {variant}', differences, 'difference', shown=5)
+        raise
 
 
 @register_model
