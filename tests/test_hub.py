@@ -129,6 +129,9 @@ def test_dry_run_repeated_push_branch_and_pull_request(server, monkeypatch, caps
 
     assert 'Nothing was sent' in push('--dry-run')
     assert not server.repos
+    monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
+    assert '? ' in push('--dry-run')
+    monkeypatch.setenv('HF_TOKEN', GOOD_TOKEN)
     push('--private')
     repo = server.repos['me/model']
     assert repo.private and not server.blobs.keys() - {f.oid for f in repo.commits[repo.refs['main']].values()}

@@ -8,14 +8,16 @@
 Log in first (hf auth login, or HF_TOKEN). Repeated, it sends what changed, as one commit.
 """
 import argparse
+import sys
 from pathlib import Path
 
 import timm
 
+from timm_fan import InputError
 from timm_fan.card import RUN_FOLDERS, card_of_run, card_of_variant, published_files
 from timm_fan.errors import exit_on_input_error
 from timm_fan.files import write_text
-from timm_fan.hub import compare_with_repo, push_files
+from timm_fan.hub import PushedFile, compare_with_repo, push_files
 
 CARDS = Path(__file__).resolve().parents[1] / 'hub_cards'
 UNMEASURED = 'Nothing has been measured yet'
@@ -60,7 +62,12 @@ def main() -> None:
         write_text(args.card, str(card))
     if args.dry_run:
         print(card)
-        changes = compare_with_repo(files, args.repo, args.revision, RUN_FOLDERS)
+        try:
+            changes = compare_with_repo(files, args.repo, args.revision, RUN_FOLDERS)
+        except InputError as error:
+            sys.stderr.write(f'What the repository holds is not known: {error}\n')
+            sizes = {k: len(v) if isinstance(v, bytes) else v.stat().st_size for k, v in files.items()}
+            changes = [PushedFile(name, size, '?') for name, size in sizes.items()]
     else:
         commit, changes = push_files(
             files, args.repo, args.message, args.private, args.revision, args.pr, RUN_FOLDERS)
