@@ -91,7 +91,8 @@ def test_real_swin_at_three_sizes(monkeypatch, capsys, coco_mini, tmp_path):
         out = export(
             monkeypatch, capsys, folder, '--img-size', size, '--formats', 'onnx', '--images', coco_mini / 'val2014')
         assert f'images of {size} px' in out
-        model = timm.create_model(f'local-dir:{folder}', pretrained=True, img_size=size).eval()
+        model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+        model.set_input_size((size, size))
         session = onnxruntime.InferenceSession(str(folder / 'export' / 'model.onnx'))
         for batch in (1, 3):
             x = torch.rand(batch, 3, size, size)
