@@ -1,4 +1,5 @@
 """Publishing and loading through a small Hub on 127.0.0.1, with the real client."""
+import inspect
 import json
 import os
 import pickle
@@ -12,7 +13,7 @@ import pytest
 import timm
 import torch
 from hub_server import GOOD_TOKEN, running_hub
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import HfApi, ModelCard, RepoCard, constants, file_download
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from test_programs import ROOT, SCRIPTS, run_here
@@ -29,9 +30,13 @@ def server(monkeypatch, tmp_path):
     """A Hub that the client of this process talks to, logged in, with an empty cache."""
     with running_hub() as running:
         monkeypatch.setattr(constants, 'ENDPOINT', running.url)
-        monkeypatch.setattr(
-            constants, 'HUGGINGFACE_CO_URL_TEMPLATE', running.url + '/{repo_id}/resolve/{revision}/{filename}')
+        for module in (constants, file_download):
+            template = running.url + '/{repo_id}/resolve/{revision}/{filename}'
+            monkeypatch.setattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE', template, raising=False)
         monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+        # old clients validate at huggingface.co whatever HF_ENDPOINT says
+        if 'ENDPOINT' not in inspect.getsource(RepoCard.validate):
+            monkeypatch.setattr(RepoCard, 'validate', lambda card: HfApi()._validate_yaml(str(card)))
         monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True, raising=False)
         monkeypatch.setenv('HF_TOKEN', GOOD_TOKEN)
         yield running
@@ -290,12 +295,20 @@ def test_missing_private_and_offline(server, monkeypatch, tmp_path):
     with pytest.raises(InputError, match='does not know your token'):
         load_model('hf-hub:me/secret')
     monkeypatch.setenv('HF_TOKEN', GOOD_TOKEN)
-    load_model('hf-hub:me/secret')
-    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    assert load_model('hf-hub:me/secret').num_classes == 3
-    with pytest.raises(InputError, match='not in the cache, and HF_HUB_OFFLINE is set'):
-        load_model('hf-hub:me/elsewhere')
+    load = """
+from timm_fan import InputError
+from timm_fan.models import load_model
+for name in ('me/secret', 'me/elsewhere'):
+    try:
+        print(load_model(f'hf-hub:{name}').num_classes)
+    except InputError as error:
+        print(error)
+"""
+    assert elsewhere(server, tmp_path / 'home', load).splitlines()[0] == '3'
+    server.requests.clear()
+    cached, missing = elsewhere(server, tmp_path / 'home', load, HF_HUB_OFFLINE='1').splitlines()
+    assert cached == '3' and 'not in the cache, and HF_HUB_OFFLINE is set' in missing
+    assert not server.requests
 
 
 def test_default_tag_of_another_organisation(server, monkeypatch, tmp_path):

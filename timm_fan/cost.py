@@ -14,7 +14,7 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference_mode hides the operations from the counter before torch 2.6
 def count_cost(model: nn.Module, input_size: Sequence[int]) -> Cost:
     """Count a model's parameters and multiply-adds.
 

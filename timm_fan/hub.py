@@ -41,6 +41,8 @@ def _in_plain_words(error: BaseException) -> str:
     if isinstance(error, OfflineModeIsEnabled):
         return 'HF_HUB_OFFLINE is set. Unset it to reach the Hub.'
     if isinstance(error, LocalEntryNotFoundError):
+        if isinstance(error.__cause__, HfHubHTTPError):  # it did answer
+            return _in_plain_words(error.__cause__)
         if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
             return 'it is not in the cache, and HF_HUB_OFFLINE is set.'
         return f'it is not in the cache, and the Hub cannot be reached ({error.__cause__ or "no answer"}).'
