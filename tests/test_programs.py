@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,10 @@ TINY = [
 def launch(*command, processes=0, check=True, timeout=300) -> subprocess.CompletedProcess:
     launcher = [sys.executable]
     if processes:
+        # accelerate launch starts several processes on CPUs by MPI only
         launcher += [
-            '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', str(processes), '--num_machines', '1',
-            '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
+            '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--rdzv_backend', 'c10d',
+            '--rdzv_endpoint', '127.0.0.1:0']
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'}
     result = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, env=env, timeout=timeout)
     if check:
@@ -50,11 +52,15 @@ def run_here(monkeypatch, program: str, *args, prepare=lambda module: None) -> i
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         with exit_on_input_error():
             module.main()
     except SystemExit as stop:
         return stop.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -73,7 +79,7 @@ def run_folder(coco_folder, tmp_path_factory) -> Path:
 def test_run_folder(run_folder):
     for name in (
             'config.yaml', 'train.log', 'history.csv', 'best/config.json', 'best/model.safetensors',
-            'last/model.safetensors', 'state/progress.json', 'report/metrics.json', 'report/per_class.csv',
+            'last/model.safetensors', 'run.json', 'report/metrics.json', 'report/per_class.csv',
             'report/curves.png', 'report/per_class.png', 'report/predictions.png'):
         assert (run_folder / name).stat().st_size > 0, name
     assert not [p for p in run_folder.iterdir() if p.name.startswith('.')]
@@ -207,7 +213,8 @@ def test_inspection(monkeypatch, capsys, coco_folder, tmp_path):
 
 
 def test_two_processes_train_and_evaluate_all_images(coco_folder, tmp_path):
-    launch(SCRIPTS / 'train.py', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'two', processes=2)
+    result = launch(SCRIPTS / 'train.py', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'two', processes=2)
+    assert 'cpu on 2 process(es)' in result.stdout
     scores = json.loads((tmp_path / 'two' / 'report' / 'metrics.json').read_text())
     assert scores['num_images'] == 13
     result = launch(

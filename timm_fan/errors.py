@@ -1,7 +1,11 @@
 """The one error that a user's mistake ends in."""
 import contextlib
+import errno
 import sys
 from typing import Iterator, Sequence
+
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class InputError(ValueError):
@@ -15,11 +19,19 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """For programs: an InputError ends the process with its message on stderr and exit code 2, without a traceback."""
+    """For programs: an InputError ends the process with its message on stderr and exit code 2, without a traceback.
+
+    So does a file that cannot be written or opened: no space, no permission, something in the way.
+    """
     try:
         yield
     except InputError as error:
         sys.stderr.write(f'error: {error}\n')
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        sys.stderr.write(f'error: {error.filename or "the disk"}: {error.strerror}.\n')
         sys.exit(2)
 
 

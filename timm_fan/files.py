@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Iterator, Union
 
-__all__ = ['replace_folder', 'write_text', 'written_folder']
+__all__ = ['recover_folder', 'replace_folder', 'write_text', 'written_folder']
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -17,6 +17,13 @@ def replace_folder(new: Path, target: Path) -> None:
         os.rename(target, old)
     os.rename(new, target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Put back what a `replace_folder` that was killed between its two moves had put aside."""
+    old = target.with_name(f'.{target.name}.old')
+    if old.exists() and not target.exists():
+        os.rename(old, target)
 
 
 def write_text(file: Union[str, Path], text: str) -> None:

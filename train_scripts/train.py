@@ -6,7 +6,7 @@
 
 A YAML file in train_scripts/configs (or any path) gives the options, the command line overrides it. The run folder gets
 config.yaml, run.json (machine, versions, time), train.log, history.csv, best/ and last/ (self-contained models),
-state/ (to resume) and report/.
+checkpoints/ (to resume) and report/.
 """
 import argparse
 import csv
@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,9 +22,8 @@ from typing import Any, Dict, List
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed, tqdm
-from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.models import get_model_input_config
@@ -34,10 +34,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from timm_fan import InputError
+from timm_fan.checkpoint import Progress, latest_checkpoint, load_checkpoint, read_progress, save_checkpoint
 from timm_fan.data import SOURCES, MultiLabelMixup, create_dataset
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import predict_logits, share_buffers
-from timm_fan.files import replace_folder, write_text
+from timm_fan.files import recover_folder, write_text
 from timm_fan.groups import score_groups
 from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.loss import create_loss
@@ -45,11 +46,13 @@ from timm_fan.metrics import evaluate_logits
 from timm_fan.models import create_model, load_model, save_model
 from timm_fan.provenance import environment, file_sha256
 from timm_fan.report import format_scores, write_report
+from timm_fan.seeding import SeededSamples, seed_step
 from timm_fan.uncertainty import bootstrap
 
 _logger = logging.getLogger('train')
 
 CONFIGS = Path(__file__).parent / 'configs'
+EXIT_STOPPED = 75  # EX_TEMPFAIL: SIGTERM or SIGUSR1 came, the state is saved
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--min-crop', type=float, default=0.25, help='smallest area of the random crop')
 
     add('--workers', type=int, default=2, help='data loading processes a training process')
+    add('--checkpoint-every', type=int, default=0, help='updates between checkpoints within an epoch (default: none)')
+    add('--keep', type=int, default=2, help='checkpoints that are kept (default: %(default)s)')
     add('--seed', type=int, default=0)
     add('--log-with', default='tensorboard', choices=['tensorboard', 'trackio', 'none'])
     return parser
@@ -140,7 +145,7 @@ def parse_args() -> argparse.Namespace:
         args.output = args.resume
     if args.backbone_lr is None:
         args.backbone_lr = args.lr
-    for key in ('epochs', 'batch_size', 'grad_accum_steps'):
+    for key in ('epochs', 'batch_size', 'grad_accum_steps', 'keep'):
         if getattr(args, key) < 1:
             raise InputError(f'--{key.replace("_", "-")} must be at least 1, got {getattr(args, key)}.')
     return args
@@ -211,44 +216,22 @@ def setup_logging(accelerator: Accelerator, output: Path) -> None:
     _logger.setLevel(level)
 
 
-def save_state(accelerator: Accelerator, output: Path, ema, progress: Dict[str, Any]) -> None:
-    """Everything to resume from, in one folder that is replaced as a whole; the weights and averages as safetensors."""
-    new = output / '.state.new'
-    accelerator.save_state(str(new))
-    if accelerator.is_main_process:
-        if ema is not None:
-            save_file({k: v.contiguous() for k, v in ema.module.state_dict().items()}, new / 'ema.safetensors')
-        (new / 'progress.json').write_text(json.dumps(progress))
-        replace_folder(new, output / 'state')
-    accelerator.wait_for_everyone()
+def train_one_epoch(
+        epoch, model, loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args, progress, save) -> float:
+    """The rest of an epoch from where `progress` stands; returns the epoch's mean loss.
 
-
-def load_state(accelerator: Accelerator, run: Path, ema, class_names: List[str]) -> Dict[str, Any]:
-    state = run / 'state'
-    progress = json.loads((state / 'progress.json').read_text())
-    if progress['class_names'] != class_names:
-        raise InputError(
-            f'--resume: {run} was trained on {len(progress["class_names"])} classes, the data has {len(class_names)}'
-            ' or names them differently. Resume with the same data, or fine-tune with --model local-dir:FOLDER.')
-    if (state / 'ema.safetensors').is_file() != (ema is not None):
-        raise InputError(f'--resume: {run} was trained with another --ema-decay; resume with the same options.')
-    try:
-        accelerator.load_state(str(state))
-        if ema is not None:
-            ema.module.load_state_dict(load_file(state / 'ema.safetensors'))
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f'--resume: {state} does not fit the model that the options describe: {error}') from error
-    return progress
-
-
-def train_one_epoch(epoch, model, loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args) -> float:
-    """One pass over the training images; returns the mean loss."""
+    Calls `save` every `--checkpoint-every` updates, and when a signal asks to stop.
+    """
     model.train()
     loader.set_epoch(epoch)
-    updates = epoch * math.ceil(len(loader) / args.grad_accum_steps)
-    loss_sum = torch.zeros((), device=accelerator.device)
-    progress = tqdm(loader, desc=f'epoch {epoch + 1}/{args.epochs}', leave=False)
-    for step, (images, targets) in enumerate(progress):
+    if isinstance(loader.dataset, SeededSamples):
+        loader.dataset.epoch.fill_(epoch)
+    first = progress.updates * args.grad_accum_steps
+    batches = skip_first_batches(loader, first) if first else loader
+    loss_sum = torch.full((), progress.loss_sum, device=accelerator.device)
+    bar = tqdm(batches, desc=f'epoch {epoch + 1}/{args.epochs}', initial=first, total=len(loader), leave=False)
+    for step, (images, targets) in enumerate(bar, start=first):
+        seed_step(args.seed, epoch, step, accelerator.process_index)
         if mixup is not None:
             images, targets = mixup(images, targets)
         with accelerator.accumulate(model):
@@ -260,21 +243,36 @@ def train_one_epoch(epoch, model, loader, criterion, optimizer, scheduler, mixup
                 accelerator.clip_grad_norm_(model.parameters(), args.clip_grad)
             optimizer.step()
             optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            updates += 1
-            if ema is not None:
-                ema.update(accelerator.unwrap_model(model), step=updates)
-            if args.sched == 'cosine':
-                scheduler.step_update(updates)
         loss_sum += loss.detach()
         if step % 10 == 0:
-            progress.set_postfix(loss=f'{loss.item():.4f}', lr=f'{optimizer.param_groups[-1]["lr"]:.2e}')
+            bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{optimizer.param_groups[-1]["lr"]:.2e}')
+        if not accelerator.sync_gradients:
+            continue
+        progress.updates += 1
+        if ema is not None:
+            ema.update(accelerator.unwrap_model(model), step=progress.total_updates)
+        if args.sched == 'cosine':
+            scheduler.step_update(progress.total_updates)
+        if step + 1 == len(loader):  # the end of the epoch is saved after its evaluation
+            continue
+        stop = accelerator.check_trigger()
+        if stop or (args.checkpoint_every and progress.updates % args.checkpoint_every == 0):
+            progress.loss_sum = accelerator.reduce(loss_sum, reduction='mean').item()
+            save()
+        if stop:
+            stop_for_signal(accelerator, args.output)
     mean = accelerator.reduce(loss_sum, reduction='mean').item() / len(loader)
     if not math.isfinite(mean):
         raise InputError(
             f'The training loss is {mean} in epoch {epoch + 1} at a learning rate of'
             f' {optimizer.param_groups[-1]["lr"]:.2e}. Lower --lr, set --clip-grad, or train without mixed precision.')
     return mean
+
+
+def stop_for_signal(accelerator: Accelerator, output: str) -> None:
+    _logger.info('stopped by a signal; go on with --output %s --resume', output)
+    accelerator.end_training()
+    sys.exit(EXIT_STOPPED)
 
 
 def main() -> None:
@@ -292,11 +290,11 @@ def main() -> None:
         raise InputError(f'{error} Install the programs\' extra: pip install "timm-fan[train]".') from error
     if args.log_with != 'none' and not accelerator.log_with:
         raise InputError(f'{args.log_with} is not installed: pip install {args.log_with}, or --log-with none.')
-    resume = (output / 'state').exists()
-    if resume and args.resume is None:
+    checkpoint = latest_checkpoint(output)
+    if checkpoint and args.resume is None:
         raise InputError(f'{output} holds a run already. Go on with --resume, or choose another --output.')
-    if not resume and args.resume not in (None, 'auto'):
-        raise InputError(f'--resume: {output} holds no state/ of an earlier run. Leave --resume out to start anew.')
+    if not checkpoint and args.resume not in (None, 'auto'):
+        raise InputError(f'--resume: {output} holds no checkpoint. Leave --resume out to start anew.')
     accelerator.wait_for_everyone()
     micro_batch, rest = divmod(args.batch_size, accelerator.num_processes * args.grad_accum_steps)
     if rest or not micro_batch:
@@ -344,7 +342,8 @@ def main() -> None:
         num_workers=args.workers, persistent_workers=args.workers > 0 and not stream,
         pin_memory=accelerator.device.type == 'cuda')
     sampler = None if stream else RandomSampler(train_set, num_samples=images_per_epoch)
-    train_loader = DataLoader(train_set, micro_batch, sampler=sampler, **workers)
+    samples = train_set if stream else SeededSamples(train_set, args.seed)
+    train_loader = DataLoader(samples, micro_batch, sampler=sampler, **workers)
     val_loader = DataLoader(val_set, micro_batch, **workers)
 
     # loss, optimizer, schedule
@@ -381,24 +380,41 @@ def main() -> None:
     if args.log_with != 'none':
         project = 'tensorboard' if args.log_with == 'tensorboard' else output.name
         accelerator.init_trackers(project, config={k: str(v) for k, v in vars(args).items()})
-    set_seed(args.seed, device_specific=True)
-
-    history: List[Dict[str, float]] = []
-    best = -1.
-    if resume:
-        state = load_state(accelerator, output, ema, class_names)
-        history, best = state['history'], state['best']
+    progress = Progress(class_names, updates_per_epoch, accelerator.num_processes)
+    if checkpoint:
+        progress = read_progress(checkpoint, class_names)
+        load_checkpoint(accelerator, checkpoint, ema)
         if args.sched == 'plateau':
-            scheduler.load_state_dict(state['scheduler'])
+            scheduler.load_state_dict(progress.scheduler)
         else:
-            scheduler.step_update(len(history) * updates_per_epoch)
-        record['seconds'] = state['seconds']
-        _logger.info('resumed %s after epoch %d', output, len(history))
+            scheduler.step_update(progress.total_updates)
+        _logger.info(
+            'resumed %s after epoch %d and %d updates', output, len(progress.history), progress.updates)
+        if progress.num_processes != accelerator.num_processes:
+            _logger.info(
+                'it ran on %d process(es) and goes on with %d: the same batches, but BatchNorm, dropout and rounding'
+                ' see other parts of them, so not to the very weights',
+                progress.num_processes, accelerator.num_processes)
+            progress.num_processes = accelerator.num_processes
+        for name in ('best', 'last', 'report'):
+            if accelerator.is_main_process:
+                recover_folder(output / name)
 
-    started = time.time() - record['seconds']
+    for name in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, lambda *_: accelerator.set_trigger())
+    started = time.time() - progress.seconds
+
+    def save() -> None:
+        progress.seconds = round(time.time() - started, 1)
+        progress.scheduler = scheduler.state_dict() if args.sched == 'plateau' else None
+        if accelerator.is_main_process:
+            write_text(output / 'run.json', json.dumps({**record, 'seconds': progress.seconds}, indent=2))
+        save_checkpoint(accelerator, output, ema, progress, args.keep)
+
+    history = progress.history
     for epoch in range(len(history), args.epochs):
         loss = train_one_epoch(
-            epoch, model, train_loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args)
+            epoch, model, train_loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args, progress, save)
         share_buffers(evaluated, accelerator)
         logits, targets = predict_logits(evaluated, val_loader, accelerator)
         scores = evaluate_logits(logits, targets, class_names)
@@ -407,6 +423,7 @@ def main() -> None:
             epoch=epoch + 1, train_loss=loss, val_loss=val_loss, mAP=scores.mAP, CF1=scores.all.CF1,
             OF1=scores.all.OF1, lr=optimizer.param_groups[-1]['lr'])
         history.append(row)
+        progress.updates, progress.loss_sum = 0, 0.
         if args.sched == 'plateau':
             scheduler.step(scores.mAP)
         _logger.info(
@@ -415,8 +432,8 @@ def main() -> None:
             time.time() - started)
         accelerator.log({k: v for k, v in row.items() if k != 'epoch'}, step=epoch + 1)
 
-        is_best = scores.mAP > best
-        best = max(best, scores.mAP)
+        is_best = scores.mAP > progress.best
+        progress.best = max(progress.best, scores.mAP)
         if accelerator.is_main_process:
             for name in ('best', 'last') if is_best else ('last',):
                 save_model(evaluated, output / name, class_names, data_config)
@@ -424,11 +441,9 @@ def main() -> None:
                 writer = csv.DictWriter(file, history[0])
                 writer.writeheader()
                 writer.writerows(history)
-            record['seconds'] = round(time.time() - started, 1)
-            write_text(output / 'run.json', json.dumps(record, indent=2))
-        plateau = scheduler.state_dict() if args.sched == 'plateau' else None
-        save_state(accelerator, output, ema, dict(
-            history=history, best=best, class_names=class_names, scheduler=plateau, seconds=time.time() - started))
+        save()
+        if accelerator.check_trigger():
+            stop_for_signal(accelerator, args.output)
 
     # the report is on the model as saved, loaded the way a user loads it
     accelerator.wait_for_everyone()

@@ -73,20 +73,26 @@ def save_model(
         class_names: Names in class order.
         data_config: As of `timm.data.resolve_model_data_config`.
         extra: More entries of config.json.
+
+    Raises:
+        InputError: The weights cannot be written.
     """
     args = getattr(model, '_model_args', {})
     # the weights are in this folder: loading it must fetch no backbone
     without_sources = {k: v for k, v in dict(pretrained_backbone=False, backbone_weights=None).items() if k in args}
     with written_folder(folder) as new:
-        save_for_hf(
-            model,
-            str(new),
-            model_config=dict(
-                label_names=list(class_names), problem_type='multi_label_classification', **(extra or {})),
-            model_args=without_sources,
-            safe_serialization=True,
-            data_config={k: list(v) if isinstance(v, tuple) else v for k, v in data_config.items()},
-        )
+        try:
+            save_for_hf(
+                model,
+                str(new),
+                model_config=dict(
+                    label_names=list(class_names), problem_type='multi_label_classification', **(extra or {})),
+                model_args=without_sources,
+                safe_serialization=True,
+                data_config={k: list(v) if isinstance(v, tuple) else v for k, v in data_config.items()},
+            )
+        except safetensors.SafetensorError as error:
+            raise InputError(f'{folder} cannot be written: {error}') from error
         # it stands beside them too, and transformers' wrapper of timm would pass it twice
         file = new / 'config.json'
         config = json.loads(file.read_text())
