@@ -80,10 +80,12 @@ def save_checkpoint(accelerator: Accelerator, run: Path, ema, progress: Progress
             (new / 'progress.json').write_text(json.dumps(asdict(progress)))
             shutil.rmtree(target, ignore_errors=True)
             os.rename(new, target)
-            for old in _checkpoints(run)[:-keep]:
-                # without it the rest is no checkpoint any more, whatever stops the removal
-                (old / 'progress.json').unlink()
-                shutil.rmtree(old, ignore_errors=True)
+            kept = _checkpoints(run)[-keep:]
+            for old in folder.iterdir():
+                if old not in kept:
+                    # without it the rest is no checkpoint any more, whatever stops the removal
+                    (old / 'progress.json').unlink(missing_ok=True)
+                    shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)
         raise InputError(
