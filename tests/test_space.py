@@ -85,8 +85,11 @@ class Page:
         WebDriverWait(self.driver, 40).until(
             lambda d: text in d.find_element('id', 'summary').text, f'{text} is not in the summary')
 
-    def labels(self):
-        return [label.text for label in self.driver.find_elements('css selector', '#labels label')]
+    def wait_for_labels(self, *wanted: str) -> None:
+        from selenium.common.exceptions import StaleElementReferenceException
+        from selenium.webdriver.support.ui import WebDriverWait
+        WebDriverWait(self.driver, 40, ignored_exceptions=[StaleElementReferenceException]).until(
+            lambda d: [x.text for x in d.find_elements('css selector', '#labels label')] == list(wanted))
 
     def set_threshold(self, value: float) -> None:
         self.driver.execute_script("""
@@ -102,7 +105,7 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
     page.wait_for_summary('No photograph yet')
     page.upload(photo)
     page.wait_for_summary('2 of 3 labels')
-    assert page.labels() == ['cat 90 %', 'dog 60 %']
+    page.wait_for_labels('cat 90 %', 'dog 60 %')
     page.set_threshold(0.1)
     page.wait_for_summary('3 of 3 labels')
     page.set_threshold(0.95)
@@ -110,6 +113,7 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
     page.set_threshold(0.5)
     page.wait_for_summary('2 of 3 labels')
 
+    page.wait_for_labels('cat 90 %', 'dog 60 %')
     page.find('#labels label')[1].click()
     picture = page.find('#where img')[0]
     assert 'dog' in page.find('#where')[0].text
@@ -122,7 +126,7 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
     page.find('#model input')[0].click()
     page.find('#model [role=option]:nth-child(2), ul[role=listbox] li:nth-child(2)')[0].click()
     page.wait_for_summary('1 of 3 labels')
-    assert page.labels() == ['person 97 %']
+    page.wait_for_labels('person 97 %')
 
     bad = tmp_path / 'bad.jpg'
     bad.write_text('no photograph')
@@ -130,7 +134,7 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
     page.wait_for_summary('No photograph yet')
     page.upload(bad)
     page.wait_for_summary('not a photograph that can be read')
-    assert page.labels() == []
+    page.wait_for_labels()
 
 
 def test_wrong_models_end_at_the_start(tmp_path):
