@@ -98,7 +98,7 @@ def _describe(
             backbone=model.backbone.name, embed_dim=model.embed_dim if model.frn is not None else None,
             without=' and '.join(name for name, part in parts.items() if part is None))
     cfg = get_pretrained_cfg(facts['backbone'])
-    if cfg is not None and not isinstance(cfg.hf_hub_id, type(None)):
+    if cfg is not None and cfg.hf_hub_id:
         facts.update(backbone_repo=cfg.hf_hub_id, backbone_licence=cfg.license)
     return facts
 
@@ -202,7 +202,6 @@ def _render(
         model_name=repo.split('/')[-1],
         eval_results=_eval_results(data, source, metrics) if metrics else None)
     environment = template_environment(Path(template).parent)
-    environment.filters['percent'] = lambda value: '' if value is None else f'{100 * value:.2f}'
     environment.filters['yaml'] = lambda value: yaml.safe_dump(value, sort_keys=True).strip()
     body = environment.get_template(Path(template).name).render(
         repo=repo, name=repo.split('/')[-1], network=network, licence=licence, data=data, source=source,
@@ -289,7 +288,8 @@ def published_files(folder: Union[str, Path]) -> Dict[str, Union[Path, bytes]]:
     if run is not None:
         run.pop('command', None)
         files['training/run.json'] = json.dumps(run, indent=2).encode()
-    files.update({f'training/{name}': run_folder / name for name in ('history.csv',) if (run_folder / name).is_file()})
+    if (run_folder / 'history.csv').is_file():
+        files['training/history.csv'] = run_folder / 'history.csv'
     if _metrics_of(run_folder, folder / WEIGHTS_NAME):
         report = run_folder / 'report'
         for name in ('metrics.json', 'per_class.csv', 'per_class.png', 'precision_recall.png'):

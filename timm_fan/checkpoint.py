@@ -24,7 +24,7 @@ class Progress:
         best: Highest mAP so far, in 0..1.
         updates: Of the optimizer, in the epoch that is under way.
         loss_sum: Of that epoch's batches, the mean over processes.
-        updates_per_epoch: Of the whole run.
+        updates_per_epoch: Of the optimizer, in a whole epoch.
         num_processes: That trained it last.
         seconds: Spent so far.
         class_names: In the order of the logits.

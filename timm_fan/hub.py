@@ -5,7 +5,15 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -43,7 +51,7 @@ def _in_plain_words(error: BaseException) -> str:
     if isinstance(error, LocalEntryNotFoundError):
         if isinstance(error.__cause__, HfHubHTTPError):  # it did answer
             return _in_plain_words(error.__cause__)
-        if os.environ.get('HF_HUB_OFFLINE', '').upper() in ('1', 'ON', 'YES', 'TRUE'):
+        if constants.HF_HUB_OFFLINE:
             return 'it is not in the cache, and HF_HUB_OFFLINE is set.'
         return f'it is not in the cache, and the Hub cannot be reached ({error.__cause__ or "no answer"}).'
     if isinstance(error, GatedRepoError):

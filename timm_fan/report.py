@@ -97,15 +97,17 @@ def _percent(value: Optional[float]) -> str:
 
 
 def template_environment(folder: Optional[Path] = None):
-    """jinja2 over this package's pages, or over a folder of Markdown."""
+    """jinja2 over this package's pages, or over a folder of Markdown, with a filter `percent` for values in 0..1."""
     try:
         import jinja2
     except ImportError as error:
         raise InputError('Reports and cards need jinja2: pip install "timm-fan[train]".') from error
     loader = jinja2.PackageLoader('timm_fan') if folder is None else jinja2.FileSystemLoader(folder)
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=loader, autoescape=folder is None, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined)
+    environment.filters['percent'] = _percent
+    return environment
 
 
 def _page(
@@ -119,7 +121,6 @@ def _page(
         title: str,
 ) -> str:
     environment = template_environment()
-    environment.filters['percent'] = _percent
     headline = []
     for name, value in (('mAP', scores.mAP), ('CF1', scores.all.CF1), ('OF1', scores.all.OF1)):
         headline.append((name, value, (intervals or {}).get(name)))

@@ -15,7 +15,7 @@ from typing import List, NoReturn
 import numpy as np
 from PIL import Image, ImageOps
 
-# what Pillow raises for an image that it cannot decode
+# as in timm_fan.data, which would import PyTorch: what Pillow raises for an image that it cannot decode
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 

@@ -322,7 +322,8 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     setup_logging(accelerator, output)
     if accelerator.is_main_process:
-        (output / 'config.yaml').write_text(yaml.safe_dump({k: v for k, v in vars(args).items() if k != 'resume'}))
+        write_text(
+            output / 'config.yaml', yaml.safe_dump({k: v for k, v in vars(args).items() if k != 'resume'}))
     parameters = sum(p.numel() for p in model.parameters())
     record = dict(
         command=shlex.join(sys.argv), **environment(accelerator.device, accelerator.num_processes),
