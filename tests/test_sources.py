@@ -42,7 +42,8 @@ def write_table(coco: Path, root: Path, kind: str) -> str:
                     writer.writerow(['image', 'labels'])
                     writer.writerows([n, ';'.join(p)] for n, p, _ in rows)
     (root / 'classes.txt').write_text('\n'.join(dataset.class_names))
-    return f'table:{{split}}.{kind.removesuffix("-wide")}' + ('' if kind == 'csv-wide' else '?classes=classes.txt')
+    classes = '' if kind == 'csv-wide' else '&classes=classes.txt'
+    return f'table:{{split}}.{kind.removesuffix("-wide")}?images={coco}{classes}'
 
 
 def write_hub(coco: Path, root: Path, kind: str) -> str:
@@ -52,7 +53,8 @@ def write_hub(coco: Path, root: Path, kind: str) -> str:
         label = datasets.ClassLabel(names=dataset.class_names)
         rows, objects = [], []
         for i in range(len(dataset)):
-            rows.append(dict(image=dataset.images.name(i), labels=dataset.target(i).nonzero().flatten().tolist()))
+            image = dict(bytes=dataset.images.read(i), path=f'{i}.jpg')
+            rows.append(dict(image=image, labels=dataset.target(i).nonzero().flatten().tolist()))
             boxes, classes = dataset.boxes[i]
             objects.append([dict(bbox=b, category=c) for b, c in zip(boxes.tolist(), classes.tolist())])
         features = dict(image=datasets.Image())
@@ -347,3 +349,43 @@ def test_labels_of_open_images_size_stay_small():
     labels = SparseLabels(rows, 9605, default=-1.)
     assert (labels.ends.nbytes + labels.classes.nbytes + labels.values.nbytes) / 2000 < 120
     assert labels.target(1999).shape == (9605,)
+
+
+def test_a_table_cannot_name_files_elsewhere(coco_folder, tmp_path):
+    (tmp_path / 'data').mkdir()
+    for path in ('/etc/passwd', '../secret.jpg', 'a/../../secret.jpg', str(tmp_path / 'data2' / 'x.jpg')):
+        (tmp_path / 'data' / 'train.csv').write_text(f'image,labels\n{path},cat\n')
+        with pytest.raises(InputError, match='outside'):
+            create_dataset('table', tmp_path / 'data', 'train')
+
+
+def test_a_voc_list_cannot_name_files_elsewhere(tmp_path):
+    (tmp_path / 'ImageSets' / 'Main').mkdir(parents=True)
+    (tmp_path / 'ImageSets' / 'Main' / 'trainval.txt').write_text('../../secret\n')
+    with pytest.raises(InputError, match='../../secret'):
+        create_dataset('voc2007', tmp_path, 'train')
+
+
+def test_a_hub_data_set_cannot_name_files_elsewhere(coco_folder, tmp_path):
+    (tmp_path / 'set').mkdir()
+    rows = [dict(image=str(coco_folder / 'val2014' / '0.jpg'), labels=['cat'])]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / 'set' / 'train-00000.parquet')
+    dataset = create_dataset('hub:set', tmp_path, 'train')
+    reasons = []
+    dataset.on_unreadable = lambda name, error: reasons.append(str(error))
+    assert dataset[0][1].tolist() == [-1] and 'outside' in reasons[0]
+
+
+def test_a_shard_cannot_leave_itself(coco_folder, tmp_path):
+    """Members are read by position, never unpacked; links are no samples."""
+    photo = (coco_folder / 'val2014' / '0.jpg').read_bytes()
+    with tarfile.open(tmp_path / 'train-000.tar', 'w') as archive:
+        add_member(archive, '../../evil.jpg', photo)
+        add_member(archive, '../../evil.txt', b'cat')
+        link = tarfile.TarInfo('link.jpg')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
+        archive.addfile(link)
+    before = sorted(tmp_path.parent.rglob('evil*'))
+    dataset = create_dataset('shards', tmp_path, 'train')
+    assert len(dataset) == 1 and dataset.load(0).size[0] > 1
+    assert sorted(tmp_path.parent.rglob('evil*')) == before == []

@@ -286,7 +286,8 @@ def published_files(folder: Union[str, Path]) -> Dict[str, Union[Path, bytes]]:
     files['training/config.yaml'] = yaml.safe_dump(_training_options(run_folder)).encode()
     run = _read_json(run_folder / 'run.json')
     if run is not None:
-        run.pop('command', None)
+        for key in ('command', 'earlier'):  # they hold paths of this machine
+            run.pop(key, None)
         files['training/run.json'] = json.dumps(run, indent=2).encode()
     if (run_folder / 'history.csv').is_file():
         files['training/history.csv'] = run_folder / 'history.csv'

@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Dict, List, Optional, Sequence
 
 from accelerate import Accelerator
@@ -124,7 +125,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, ema) -> None:
         accelerator.load_state(str(checkpoint))
         if ema is not None:
             ema.module.load_state_dict(load_file(checkpoint / 'ema.safetensors'))
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
         raise InputError(
             f'--resume: {checkpoint} is damaged, or does not fit the model that the options describe: {error}'
         ) from error

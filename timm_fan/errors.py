@@ -26,7 +26,11 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sys.stderr.write(f'error: {error}\n')
+        # a data loader's worker passes its error on as text, behind a traceback
+        text = str(error)
+        if text.startswith('Caught '):
+            text = text.rpartition('InputError: ')[2].strip()
+        sys.stderr.write(f'error: {text}\n')
         sys.exit(2)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, tqdm
 from torch.utils.data import DataLoader
 
+from .errors import InputError
 from .streaming import BinnedEvaluator, BinnedScores
 
 __all__ = ['predict_binned', 'predict_logits', 'share_buffers']
@@ -52,10 +53,18 @@ def predict_logits(
     Returns:
         float32 logits and targets (N, num_classes) on the CPU, N = len(loader.dataset), in its order, the same on every
         process.
+
+    Raises:
+        InputError: A logit is NaN.
     """
     batches = [(logits.cpu(), targets.cpu()) for logits, targets in _gathered(model, loader, accelerator, description)]
     logits, targets = (torch.cat(parts) for parts in zip(*batches))
     assert len(logits) == len(loader.dataset), f'{len(logits)} results for {len(loader.dataset)} images'
+    sick = logits.isnan().any(dim=1)
+    if sick.any():
+        raise InputError(
+            f'The model gives NaN for {int(sick.sum())} of {len(sick)} images. Its weights are broken, or'
+            ' --mixed-precision is too narrow for it.')
     return logits, targets
 
 

@@ -1,7 +1,7 @@
 """Randomness as a function of where the training stands, so that it can go on at any step as if never stopped."""
 import contextlib
 import random
-from typing import Any, Iterator
+from typing import Any, Iterator, Tuple
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ def _seeded(seed: int) -> Iterator[None]:
 class SeededSamples(Dataset):
     """A data set whose augmentations depend on the seed, the epoch and the index, not on what was read before.
 
+    An item is the data set's and its index.
+
     Attributes:
         epoch: Shared with the workers, which outlive epochs; set it before the loader is iterated.
     """
@@ -50,6 +52,6 @@ class SeededSamples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Tuple[Any, ...]:
         with _seeded(_mix(self.seed, int(self.epoch), index)):
-            return self.dataset[index]
+            return *self.dataset[index], index

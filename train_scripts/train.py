@@ -6,13 +6,13 @@
 
 A YAML file in train_scripts/configs (or any path) gives the options, the command line overrides it. The run folder gets
 config.yaml, run.json (machine, versions, time), train.log, history.csv, best/ and last/ (self-contained models),
-checkpoints/ (to resume) and report/.
+checkpoints/ (to resume), report/, and bad_samples.jsonl where images could not be read.
 """
 import argparse
 import csv
+import functools
 import json
 import logging
-import math
 import shlex
 import signal
 import sys
@@ -23,8 +23,18 @@ from typing import Any, Dict, List
 import torch
 import yaml
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed, tqdm
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedType,
+    DynamoBackend,
+    ProjectConfiguration,
+    gather_object,
+    set_seed,
+    tqdm,
+)
+from accelerate.utils.memory import should_reduce_batch_size
 from timm.data import create_transform, resolve_model_data_config
+from timm.layers import convert_sync_batchnorm
 from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.models import get_model_input_config
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
@@ -36,14 +46,16 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from timm_fan import InputError
 from timm_fan.checkpoint import Progress, latest_checkpoint, load_checkpoint, read_progress, save_checkpoint
 from timm_fan.data import SOURCES, MultiLabelMixup, create_dataset
+from timm_fan.data.bad_samples import BadSamples
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import predict_logits, share_buffers
 from timm_fan.files import recover_folder, write_text
 from timm_fan.groups import score_groups
+from timm_fan.health import Watch, executable_batch_size, freeze_unused
 from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.loss import create_loss
 from timm_fan.metrics import evaluate_logits
-from timm_fan.models import create_model, load_model, save_model
+from timm_fan.models import create_model, label_names, load_model, save_model
 from timm_fan.provenance import environment, file_sha256
 from timm_fan.report import format_scores, write_report
 from timm_fan.seeding import SeededSamples, seed_step
@@ -75,10 +87,17 @@ def build_parser() -> argparse.ArgumentParser:
     add('--epochs', type=int, default=20)
     add('--batch-size', type=int, default=32, help='images a step, over all processes and accumulation steps')
     add('--grad-accum-steps', type=int, default=1, help='parts that each process computes a step in')
-    add('--mixed-precision', default='no', choices=['no', 'bf16', 'fp16'])
+    add('--mixed-precision', choices=['no', 'bf16', 'fp16'], help="default: that of accelerate's configuration, or no")
+    add('--sync-bn', action=argparse.BooleanOptionalAction, default=False, help='BatchNorm over all GPUs')
+    add('--torchcompile', nargs='?', const='inductor', choices=[b.value.lower() for b in DynamoBackend],
+        help='torch.compile the model (default backend: inductor)')
+    add('--grad-checkpointing', action=argparse.BooleanOptionalAction, default=False,
+        help='compute activations again instead of keeping them')
     add('--opt', default='adamw', help='a timm optimizer')
     add('--lr', type=float, default=1e-3, help='peak learning rate of the fresh layers')
     add('--backbone-lr', type=float, help='peak learning rate of the backbone (default: that of --lr)')
+    add('--lr-base-size', type=int, help='the batch size that the rates are for; they follow --batch-size linearly,'
+        ' or by its square root for adaptive optimizers (default: --batch-size)')
     add('--weight-decay', type=float, default=0.05)
     add('--sched', default='cosine', choices=['cosine', 'plateau'], help='plateau: x0.1 after 3 epochs without gain')
     add('--warmup-epochs', type=float, default=1.)
@@ -96,6 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
     add('--workers', type=int, default=2, help='data loading processes a training process')
     add('--checkpoint-every', type=int, default=0, help='updates between checkpoints within an epoch (default: none)')
     add('--keep', type=int, default=2, help='checkpoints that are kept (default: %(default)s)')
+    add('--max-bad-samples', type=float, default=0.05, metavar='SHARE',
+        help='of the images that may be unreadable, though always 10 (default: %(default)s)')
+    add('--non-finite', default='stop', choices=['stop', 'skip'],
+        help='at a loss of NaN or infinity: stop, or leave the update out, 10 times in succession at most')
     add('--seed', type=int, default=0)
     add('--log-with', default='tensorboard', choices=['tensorboard', 'trackio', 'none'])
     return parser
@@ -140,11 +163,18 @@ def parse_args() -> argparse.Namespace:
 
     args.model_kwargs = {**config_kwargs, **parse_model_kwargs(args.model_kwargs)}
     args.config = str(file)
-    args.output = args.output or f'runs/{file.stem}'
+    if args.output is None:
+        # a run's own config.yaml repeats it beside it
+        args.output = f'{file.parent}-again' if (file.parent / 'run.json').is_file() else f'runs/{file.stem}'
     if args.resume and args.resume != 'auto':
         args.output = args.resume
     if args.backbone_lr is None:
         args.backbone_lr = args.lr
+    if args.lr_base_size:
+        scale = args.batch_size / args.lr_base_size
+        if any(name in args.opt.lower() for name in ('ada', 'lamb')):
+            scale **= 0.5
+        args.lr, args.backbone_lr, args.lr_base_size = args.lr * scale, args.backbone_lr * scale, None
     for key in ('epochs', 'batch_size', 'grad_accum_steps', 'keep'):
         if getattr(args, key) < 1:
             raise InputError(f'--{key.replace("_", "-")} must be at least 1, got {getattr(args, key)}.')
@@ -217,7 +247,8 @@ def setup_logging(accelerator: Accelerator, output: Path) -> None:
 
 
 def train_one_epoch(
-        epoch, model, loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args, progress, save) -> float:
+        epoch, model, network, loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args, progress, watch,
+        save) -> float:
     """The rest of an epoch from where `progress` stands; returns the epoch's mean loss.
 
     Calls `save` every `--checkpoint-every` updates, and when a signal asks to stop.
@@ -230,7 +261,7 @@ def train_one_epoch(
     batches = skip_first_batches(loader, first) if first else loader
     loss_sum = torch.full((), progress.loss_sum, device=accelerator.device)
     bar = tqdm(batches, desc=f'epoch {epoch + 1}/{args.epochs}', initial=first, total=len(loader), leave=False)
-    for step, (images, targets) in enumerate(bar, start=first):
+    for step, (images, targets, *indices) in enumerate(bar, start=first):
         seed_step(args.seed, epoch, step, accelerator.process_index)
         if mixup is not None:
             images, targets = mixup(images, targets)
@@ -239,34 +270,63 @@ def train_one_epoch(
                 logits = model(images)
             loss = criterion(logits, targets)
             accelerator.backward(loss)
-            if accelerator.sync_gradients and args.clip_grad:
-                accelerator.clip_grad_norm_(model.parameters(), args.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-        loss_sum += loss.detach()
+            watch.add(loss, *indices)
+            lr = optimizer.param_groups[-1]['lr']
+            if accelerator.sync_gradients:
+                healthy, stop = watch.check(f'epoch {epoch + 1}, update {progress.updates + 1}, learning rate {lr:.2e}')
+                if healthy:
+                    if args.clip_grad:
+                        accelerator.clip_grad_norm_(model.parameters(), args.clip_grad)
+                    optimizer.step()
+                else:
+                    _logger.warning(
+                        'epoch %d: update %d is left out, its loss is not finite', epoch + 1, progress.updates + 1)
+                optimizer.zero_grad()
+        loss_sum += torch.where(loss.detach().isfinite(), loss.detach(), 0.)
         if step % 10 == 0:
-            bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{optimizer.param_groups[-1]["lr"]:.2e}')
+            bar.set_postfix(loss=f'{loss.item():.4f}', lr=f'{lr:.2e}')
         if not accelerator.sync_gradients:
             continue
         progress.updates += 1
         if ema is not None:
-            ema.update(accelerator.unwrap_model(model), step=progress.total_updates)
+            ema.update(network, step=progress.total_updates)
         if args.sched == 'cosine':
             scheduler.step_update(progress.total_updates)
         if step + 1 == len(loader):  # the end of the epoch is saved after its evaluation
             continue
-        stop = accelerator.check_trigger()
         if stop or (args.checkpoint_every and progress.updates % args.checkpoint_every == 0):
             progress.loss_sum = accelerator.reduce(loss_sum, reduction='mean').item()
             save()
         if stop:
             stop_for_signal(accelerator, args.output)
-    mean = accelerator.reduce(loss_sum, reduction='mean').item() / len(loader)
-    if not math.isfinite(mean):
-        raise InputError(
-            f'The training loss is {mean} in epoch {epoch + 1} at a learning rate of'
-            f' {optimizer.param_groups[-1]["lr"]:.2e}. Lower --lr, set --clip-grad, or train without mixed precision.')
-    return mean
+    return accelerator.reduce(loss_sum, reduction='mean').item() / len(loader)
+
+
+def advise_on_memory(error, network, criterion, data_config, accelerator, micro_batch, args) -> str:
+    text = f'Out of memory at {micro_batch} images a process and part ({error}). '
+    if args.sync_bn and accelerator.num_processes > 1:
+        return text + 'Raise --grad-accum-steps, which keeps the step, or lower --batch-size.'
+    fitting = executable_batch_size(
+        network, criterion, data_config['input_size'], accelerator, max(1, micro_batch - 1))
+    parts = next((n for n in range(args.grad_accum_steps + 1, args.batch_size + 1)
+                  if args.batch_size % (n * accelerator.num_processes) == 0
+                  and args.batch_size // (n * accelerator.num_processes) <= fitting), None)
+    if parts is None:
+        return text + 'Not one image fits: choose a smaller model or --img-size, or --grad-checkpointing.'
+    return text + (
+        f'{fitting} fit: --grad-accum-steps {parts} keeps the step of {args.batch_size} and computes'
+        f' {args.batch_size // (parts * accelerator.num_processes)} at once.')
+
+
+def continued(record: Dict[str, Any], file: Path) -> Dict[str, Any]:
+    """The record of a run that goes on, with those of its earlier launches."""
+    try:
+        earlier = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return record
+    if earlier.get('data') != record['data']:
+        _logger.warning('the data is not what %s was begun with: other images, labels or classes', file.parent)
+    return {**record, 'earlier': [*earlier.pop('earlier', []), earlier]}
 
 
 def stop_for_signal(accelerator: Accelerator, output: str) -> None:
@@ -282,6 +342,7 @@ def main() -> None:
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.grad_accum_steps,
+            dynamo_backend=args.torchcompile,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
             log_with=None if args.log_with == 'none' else args.log_with,
             project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),
@@ -290,7 +351,14 @@ def main() -> None:
         raise InputError(f'{error} Install the programs\' extra: pip install "timm-fan[train]".') from error
     if args.log_with != 'none' and not accelerator.log_with:
         raise InputError(f'{args.log_with} is not installed: pip install {args.log_with}, or --log-with none.')
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise InputError(
+            f'{accelerator.distributed_type.value} is not supported: launch with'
+            ' --config_file train_scripts/configs/accelerate/ddp.yaml.')
+    args.grad_accum_steps = accelerator.gradient_accumulation_steps  # accelerate's environment may set it
     checkpoint = latest_checkpoint(output)
+    if len(set(gather_object([str(checkpoint)]))) > 1:
+        raise InputError(f'--output {output} must lie on a file system that all machines share.')
     if checkpoint and args.resume is None:
         raise InputError(f'{output} holds a run already. Go on with --resume, or choose another --output.')
     if not checkpoint and args.resume not in (None, 'auto'):
@@ -304,7 +372,7 @@ def main() -> None:
     set_seed(args.seed)
 
     # data and model
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         train_set = create_dataset(args.data, args.data_dir, 'train')
         val_set = create_dataset(args.data, args.data_dir, 'val', class_names=train_set.class_names)
     if train_set.class_names != val_set.class_names:
@@ -312,9 +380,23 @@ def main() -> None:
     if len(train_set) < args.batch_size:
         raise InputError(f'{len(train_set)} training images are fewer than one batch: lower --batch-size.')
     class_names = train_set.class_names
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         model = build_model(args, len(class_names))
+    saved_names = model.pretrained_cfg.get('label_names')
+    fresh_head = saved_names is not None and label_names(model) != class_names
+    if fresh_head:
+        model.reset_classifier(len(class_names))
     data_config = resolve_model_data_config(model, args=dict(img_size=args.img_size))
+    unused = freeze_unused(model, data_config['input_size'])
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:
+            raise InputError(f'--grad-checkpointing: {args.model} has none. {error}') from error
+    if args.sync_bn:
+        if accelerator.device.type == 'cpu':
+            raise InputError('--sync-bn needs GPUs.')
+        model = convert_sync_batchnorm(model)
     train_set.transform = create_transform(
         **data_config, is_training=True, scale=(args.min_crop, 1.), color_jitter=None, auto_augment=args.aa)
     val_set.transform = create_transform(**data_config)
@@ -323,15 +405,31 @@ def main() -> None:
     setup_logging(accelerator, output)
     if accelerator.is_main_process:
         write_text(
-            output / 'config.yaml', yaml.safe_dump({k: v for k, v in vars(args).items() if k != 'resume'}))
+            output / 'config.yaml', yaml.safe_dump(
+                {k: v for k, v in vars(args).items() if k not in ('config', 'output', 'resume')}))
     parameters = sum(p.numel() for p in model.parameters())
     record = dict(
         command=shlex.join(sys.argv), **environment(accelerator.device, accelerator.num_processes),
-        parameters=parameters, train_images=len(train_set), val_images=len(val_set), seconds=0.)
+        seed=args.seed, parameters=parameters, train_images=len(train_set), val_images=len(val_set), seconds=0.,
+        data={} if isinstance(train_set, IterableDataset) else dict(
+            train=train_set.fingerprint(), val=val_set.fingerprint()))
+    if checkpoint:
+        record = continued(record, output / 'run.json')
     _logger.info(
         '%s: %.1f M parameters, %d classes, %d training and %d validation images at %s px, %s on %d process(es)',
         args.model, parameters / 1e6, len(class_names), len(train_set), len(val_set), data_config['input_size'][1],
         accelerator.device.type, accelerator.num_processes)
+    if fresh_head:
+        _logger.warning("%s was trained on other classes, or in another order: its head starts anew", args.model)
+    if unused:
+        _logger.info('%d parameters do not reach the logits and stay as they are: %s, ...', len(unused), unused[0])
+
+    bad_samples = BadSamples(output / 'bad_samples.jsonl')
+    if accelerator.is_main_process and not checkpoint:
+        bad_samples.file.unlink(missing_ok=True)
+    for split, dataset in dict(train=train_set, val=val_set).items():
+        limit = max(10, int(args.max_bad_samples * len(dataset)))
+        dataset.on_unreadable = functools.partial(bad_samples.add, split, limit)
 
     # every epoch has whole batches only, so that a step is the same whatever the number of processes
     images_per_epoch = len(train_set) // args.batch_size * args.batch_size
@@ -356,10 +454,13 @@ def main() -> None:
             len(class_names), mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, prob=args.mixup_prob)
     if args.loss == 'db' and stream:
         raise InputError('--loss db needs the frequency of each class, which a stream does not know.')
-    counts = train_set.labels.counts()[0] if args.loss == 'db' else None
+    counts = None if stream else train_set.labels.counts()[0]
+    if counts is not None and not counts.all():
+        absent = [name for name, count in zip(class_names, counts.tolist()) if not count]
+        _logger.warning('%d classes have no positive training image: %s', len(absent), ', '.join(absent))
     criterion = create_loss(
         args.loss, args.smoothing, soft_targets=mixup is not None,
-        class_counts=counts, num_samples=len(train_set)).to(accelerator.device)
+        class_counts=counts if args.loss == 'db' else None, num_samples=len(train_set)).to(accelerator.device)
     groups = param_groups(model, args.lr, args.backbone_lr, args.weight_decay)
     try:
         optimizer = create_optimizer_v2(groups, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=0.9)
@@ -375,9 +476,10 @@ def main() -> None:
         scheduler.step_update(0)
 
     # the scheduler stays out: a prepared one steps once for every process
+    network = model
     model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
-    ema = ModelEmaV3(accelerator.unwrap_model(model), decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
-    evaluated = ema.module if ema is not None else accelerator.unwrap_model(model)
+    ema = ModelEmaV3(network, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+    evaluated = ema.module if ema is not None else network
     if args.log_with != 'none':
         project = 'tensorboard' if args.log_with == 'tensorboard' else output.name
         accelerator.init_trackers(project, config={k: str(v) for k, v in vars(args).items()})
@@ -401,8 +503,9 @@ def main() -> None:
             if accelerator.is_main_process:
                 recover_folder(output / name)
 
+    watch = Watch(accelerator, args.non_finite, name=str if stream else train_set.images.name)
     for name in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, lambda *_: accelerator.set_trigger())
+        signal.signal(name, lambda *_: setattr(watch, 'stop', True))
     started = time.time() - progress.seconds
 
     def save() -> None:
@@ -414,8 +517,18 @@ def main() -> None:
 
     history = progress.history
     for epoch in range(len(history), args.epochs):
-        loss = train_one_epoch(
-            epoch, model, train_loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args, progress, save)
+        no_memory = None
+        try:
+            loss = train_one_epoch(
+                epoch, model, network, train_loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args,
+                progress, watch, save)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            no_memory = str(error).splitlines()[0]
+        if no_memory:  # out of the handler, which keeps what fills the memory
+            raise InputError(
+                advise_on_memory(no_memory, network, criterion, data_config, accelerator, micro_batch, args))
         share_buffers(evaluated, accelerator)
         logits, targets = predict_logits(evaluated, val_loader, accelerator)
         scores = evaluate_logits(logits, targets, class_names)
@@ -424,6 +537,9 @@ def main() -> None:
             epoch=epoch + 1, train_loss=loss, val_loss=val_loss, mAP=scores.mAP, CF1=scores.all.CF1,
             OF1=scores.all.OF1, lr=optimizer.param_groups[-1]['lr'])
         history.append(row)
+        num_bad = len(bad_samples.read())
+        if num_bad:
+            _logger.info('%d images could not be read, see %s', num_bad, bad_samples.file)
         progress.updates, progress.loss_sum = 0, 0.
         if args.sched == 'plateau':
             scheduler.step(scores.mAP)
@@ -443,7 +559,7 @@ def main() -> None:
                 writer.writeheader()
                 writer.writerows(history)
         save()
-        if accelerator.check_trigger():
+        if watch.check('')[1]:
             stop_for_signal(accelerator, args.output)
 
     # the report is on the model as saved, loaded the way a user loads it

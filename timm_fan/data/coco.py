@@ -2,8 +2,8 @@
 import contextlib
 import io
 import json
-from pathlib import Path, PurePosixPath
-from typing import Callable, Optional, Union
+from pathlib import Path
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -22,6 +22,20 @@ _REQUIRED = {
 }
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, str))
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(
+        isinstance(v, (int, float)) and abs(v) < 1e9 for v in value)
+
+
+_CHECKS = dict(
+    id=_is_id, image_id=_is_id, category_id=_is_id, bbox=_is_box, name=lambda v: isinstance(v, str),
+    file_name=lambda v: isinstance(v, str) and v != '' and '\x00' not in v)
+
+
 def _load(file: Path) -> COCO:
     """Open an instances file with pycocotools after checking what it takes for granted."""
     try:
@@ -36,6 +50,9 @@ def _load(file: Path) -> COCO:
             missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
             if missing:
                 raise InputError(f"{file}: entry {number} of '{key}' has no {', '.join(missing)}.")
+            for field in fields:
+                if not _CHECKS[field](entry[field]):
+                    raise InputError(f"{file}: entry {number} of '{key}' has {field} {entry[field]!r:.80}.")
 
     category_ids = {category['id'] for category in content['categories']}
     image_ids = {image['id'] for image in content['images']}
@@ -48,10 +65,6 @@ def _load(file: Path) -> COCO:
             raise InputError(
                 f'{file}: annotation {annotation["id"]} is of image_id {annotation["image_id"]}, which is not among'
                 ' the images of the file. Add the image or remove the annotation.')
-    for image in content['images']:
-        path = PurePosixPath(str(image['file_name']))
-        if path.is_absolute() or '..' in path.parts:
-            raise InputError(f"{file}: file_name '{path}' of image {image['id']} leaves the image folder.")
 
     coco = COCO()
     coco.dataset = content
@@ -97,6 +110,7 @@ def read_coco(root: Union[str, Path], split: str, transform: Optional[Callable] 
         boxes = np.array([a['bbox'] for a in annotations], dtype=np.float32).reshape(-1, 4)
         labels = tuple(sorted(set(box_labels.tolist())))
         image = coco.imgs[image_id]
-        size = (image['width'], image['height']) if 'width' in image and 'height' in image else None
+        size = (image.get('width'), image.get('height'))
+        size = size if all(isinstance(n, int) and 0 < n < 1e9 for n in size) else None
         samples.append(Sample(f'{split}/{image["file_name"]}', labels, boxes, box_labels, size=size))
     return MultiLabelDataset.from_samples(root, samples, class_names, transform)

@@ -1,6 +1,9 @@
 """The one data set class. Every source brings it images and labels; both stay packed, so that memory stays small."""
+import hashlib
 import io
+import json
 import logging
+import os
 import warnings
 from array import array
 from pathlib import Path
@@ -11,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
-from timm_fan.errors import InputError
+from timm_fan.errors import InputError, raise_problems
 
 __all__ = ['Boxes', 'ImageFiles', 'Images', 'MultiLabelDataset', 'PackedStrings', 'Sample', 'SparseLabels', 'UNKNOWN',
            'UNREADABLE', 'load_image']
@@ -46,16 +49,33 @@ class Sample(NamedTuple):
 
 
 def load_image(source: Union[Path, BinaryIO]) -> Image.Image:
-    """Decode a whole image to RGB, upright by its EXIF orientation.
+    """Decode a whole image, or the first of an animation, to RGB, upright by its EXIF orientation.
 
     Raises:
-        OSError, ValueError, SyntaxError: Pillow cannot decode it; the first for truncated files too.
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: Pillow cannot decode it, the first for truncated
+            files too; or one side is over 100 times the other, which a resize to a model's size would blow up.
     """
-    with Image.open(source) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith('I;16'):  # convert() would clip all above 255 to white
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert('RGB')
+    try:
+        with Image.open(source) as image:
+            if max(image.size) > 100 * min(image.size):
+                raise ValueError(f'{image.width} x {image.height} pixels are a line and no image')
+            return _to_8_bits(ImageOps.exif_transpose(image)).convert('RGB')
+    except UNREADABLE:
+        raise
+    except Exception as error:  # Pillow's plugins raise what they like on damaged files
+        raise OSError(f'{type(error).__name__}: {error}') from error
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Greys of more bits scaled down: 32-bit ones are taken for 16 bits, floats for 0..1, unless smaller or larger."""
+    if image.mode.startswith('I;16'):  # convert() would clip all above 255 to white
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ('I', 'F'):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+        highest = values.max()
+        white = 65535. if highest > 255 else 1. if image.mode == 'F' and highest <= 1 else 255.
+        return Image.fromarray((values * (255. / white)).clip(0, 255).astype(np.uint8))
+    return image
 
 
 def _row(ends: np.ndarray, index: int) -> slice:
@@ -151,13 +171,24 @@ class Images(Protocol):
     def read(self, index: int) -> bytes:
         """The encoded image. Raises OSError."""
 
+    def fingerprint(self) -> bytes:
+        """What changes when other images come, or in another order; their content is not read."""
+
 
 class ImageFiles:
-    """Images in files below a folder."""
+    """Images in files below a folder.
+
+    Raises:
+        InputError: A path leaves the folder.
+    """
 
     def __init__(self, root: Union[str, Path], files: Iterable[str]):
         self.root = Path(root)
         self.files = PackedStrings(files)
+        top = os.path.join(os.path.abspath(root), '')
+        raise_problems(str(root), [
+            f"image '{f}' lies outside of this folder (a table's images= names another)" for f in self.files
+            if ('..' in f or os.path.isabs(f)) and not os.path.normpath(os.path.join(top, f)).startswith(top)])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -167,6 +198,9 @@ class ImageFiles:
 
     def read(self, index: int) -> bytes:
         return (self.root / self.files[index]).read_bytes()
+
+    def fingerprint(self) -> bytes:
+        return self.files.content.tobytes()
 
     def missing(self) -> List[int]:
         """Indices of images whose file is not there."""
@@ -189,15 +223,12 @@ def decode(content: bytes) -> Image.Image:
         return load_image(io.BytesIO(content))
 
 
-def replace_unreadable(
-        name: str,
-        error: Exception,
-        target: torch.Tensor,
-        known: bool = False,
-) -> Tuple[Image.Image, torch.Tensor]:
-    """The policy for an image that cannot be decoded: named in a warning once, then grey, with all labels unknown."""
-    if not known:
-        _logger.warning('unreadable image %s (%s): its labels count as unknown, the run goes on.', name, error)
+def warn_unreadable(name: str, error: Exception) -> None:
+    _logger.warning('unreadable image %s (%s): a grey one with unknown labels stands in for it.', name, error)
+
+
+def stand_in(target: torch.Tensor) -> Tuple[Image.Image, torch.Tensor]:
+    """What comes for an image that cannot be read: a grey one, and all labels unknown."""
     return Image.new('RGB', (64, 64), (128, 128, 128)), torch.full_like(target, UNKNOWN)
 
 
@@ -207,8 +238,8 @@ class MultiLabelDataset(Dataset):
     An item is (image, target): the transformed image and a float32 target (num_classes,) of 1 present, 0 absent,
     -1 unknown.
 
-    An image that cannot be decoded does not end a run: it is named in a warning and comes as a uniformly grey image
-    with all labels unknown, so that it counts neither in the loss nor in a metric. `index in unreadable` tells which.
+    An image that cannot be decoded does not end a run: it comes as a uniformly grey image with all labels unknown, so
+    that it counts neither in the loss nor in a metric.
 
     Args:
         images: Where the images come from.
@@ -216,6 +247,10 @@ class MultiLabelDataset(Dataset):
         class_names: Names in the order of the class indices.
         boxes: Objects, where the source has them.
         transform: From PIL image to tensor, timm's `create_transform` for example.
+
+    Attributes:
+        on_unreadable: Called with the name of an image that cannot be read and the error, the first time in a process;
+            by default it warns.
 
     Raises:
         InputError: There is no image.
@@ -236,7 +271,8 @@ class MultiLabelDataset(Dataset):
         self.images, self.labels, self.boxes = images, labels, boxes
         self.class_names = list(class_names)
         self.transform = transform
-        self.unreadable: set = set()
+        self.on_unreadable: Callable[[str, Exception], None] = warn_unreadable
+        self._unreadable: set = set()
 
     @classmethod
     def from_samples(
@@ -271,6 +307,14 @@ class MultiLabelDataset(Dataset):
         """Target of one image without decoding it, float32 (num_classes,)."""
         return self.labels.target(index)
 
+    def fingerprint(self) -> str:
+        """SHA-256 in hexadecimal digits of class names, labels, and which images there are; not of their content."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for part in (self.labels.ends, self.labels.classes, self.labels.values):
+            digest.update(part.tobytes())
+        digest.update(self.images.fingerprint())
+        return digest.hexdigest()
+
     def targets(self) -> torch.Tensor:
         """All targets, float32 (len(self), num_classes)."""
         return torch.stack([self.target(i) for i in range(len(self))])
@@ -284,8 +328,10 @@ class MultiLabelDataset(Dataset):
         try:
             image = self.load(index)
         except UNREADABLE as error:
-            image, target = replace_unreadable(self.images.name(index), error, target, index in self.unreadable)
-            self.unreadable.add(index)
+            if index not in self._unreadable:
+                self._unreadable.add(index)
+                self.on_unreadable(self.images.name(index), error)
+            image, target = stand_in(target)
         if self.transform is not None:
             image = self.transform(image)
         return image, target

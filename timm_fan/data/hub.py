@@ -1,4 +1,6 @@
 """Data sets of the Hugging Face library `datasets`: from the Hub, a local folder, or Parquet files."""
+import hashlib
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -10,7 +12,7 @@ from torch.utils.data import IterableDataset
 from timm_fan.errors import InputError
 
 from .classes import Labelled, index_labels
-from .dataset import UNREADABLE, MultiLabelDataset, SparseLabels, decode, replace_unreadable
+from .dataset import UNREADABLE, MultiLabelDataset, SparseLabels, decode, stand_in, warn_unreadable
 
 __all__ = ['HubImages', 'HubStream', 'read_hub']
 
@@ -20,18 +22,24 @@ CATEGORY_KEYS = ('category', 'categories', 'label', 'labels', 'category_id')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
 
 
-def _content(value: Optional[Dict[str, Any]]) -> bytes:
+def _content(value: Optional[Dict[str, Any]], folders: Sequence[str]) -> bytes:
+    """The bytes of an image cell, or of the file that it names below one of `folders`."""
     if value is None:
         raise OSError('no image')
-    return value['bytes'] if value.get('bytes') is not None else Path(value['path']).read_bytes()
+    if value.get('bytes') is not None:
+        return value['bytes']
+    path = os.path.abspath(value['path'])
+    if not any(path.startswith(os.path.join(folder, '')) for folder in folders):
+        raise OSError('the file lies outside of the data set')
+    return Path(path).read_bytes()
 
 
 class HubImages:
     """The image column of a `datasets.Dataset`, still encoded: rows stay on disk, memory-mapped."""
 
-    def __init__(self, dataset: Any, column: str):
+    def __init__(self, dataset: Any, column: str, folders: Sequence[str]):
         self.dataset = dataset.select_columns([column])
-        self.column = column
+        self.column, self.folders = column, folders
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -40,8 +48,11 @@ class HubImages:
         path = (self.dataset[index][self.column] or {}).get('path')
         return f'row {index}' + (f' ({path})' if path else '')
 
+    def fingerprint(self) -> bytes:
+        return self.dataset._fingerprint.encode()
+
     def read(self, index: int) -> bytes:
-        return _content(self.dataset[index][self.column])
+        return _content(self.dataset[index][self.column], self.folders)
 
 
 class HubStream(IterableDataset):
@@ -53,14 +64,21 @@ class HubStream(IterableDataset):
         labels: Column of the labels.
         class_names: Names in class order.
         length: Number of images.
+        folders: Where files may lie that the column names instead of holding images.
+
+    Attributes:
+        on_unreadable: As of `MultiLabelDataset`, called every time.
     """
     boxes = None
 
-    def __init__(self, dataset: Any, image: str, labels: str, class_names: Sequence[str], length: int):
-        self.dataset, self.image, self.labels_column = dataset, image, labels
+    def __init__(
+            self, dataset: Any, image: str, labels: str, class_names: Sequence[str], length: int,
+            folders: Sequence[str]):
+        self.dataset, self.image, self.labels_column, self.folders = dataset, image, labels, folders
         self.class_names = list(class_names)
         self.length = length
         self.transform: Optional[Callable] = None
+        self.on_unreadable: Callable[[str, Exception], None] = warn_unreadable
         self.encode = MultiLabelTarget(len(self.class_names))
         self.index = {name: i for i, name in enumerate(self.class_names)}
 
@@ -83,11 +101,20 @@ class HubStream(IterableDataset):
             if unknown:
                 raise InputError(f"row {number}: '{unknown[0]}' is not one of the {len(self.class_names)} classes.")
             target = self.encode(sorted(set(indices)))
+            content = b''
             try:
-                image = decode(_content(row[self.image]))
+                content = _content(row[self.image], self.folders)
+                image = decode(content)
             except UNREADABLE as error:
-                image, target = replace_unreadable(f'row {number}', error, target)
+                # its number differs from epoch to epoch
+                name = (row[self.image] or {}).get('path') or f'of SHA-256 {hashlib.sha256(content).hexdigest()}'
+                self.on_unreadable(name, error)
+                image, target = stand_in(target)
             yield (self.transform(image) if self.transform is not None else image), target
+
+
+def _local(name: str, root: Path) -> Optional[Path]:
+    return next((p for p in (Path(name), root / name) if p.exists()), None)
 
 
 def _open(name: str, root: Path, config: Optional[str], streaming: bool) -> Any:
@@ -95,7 +122,7 @@ def _open(name: str, root: Path, config: Optional[str], streaming: bool) -> Any:
         import datasets
     except ImportError as error:
         raise InputError('hub: needs the datasets library: pip install "timm-fan[data]".') from error
-    local = next((p for p in (Path(name), root / name) if p.exists()), None)
+    local = _local(name, root)
     try:
         if local is None:
             return datasets.load_dataset(name, config, streaming=streaming)
@@ -193,9 +220,10 @@ def read_hub(
         raise InputError(f"hub:{name}: column '{image}' holds no images but {feature}.")
     opened = opened.cast_column(image, datasets.Image(decode=False))
 
+    folders = [os.path.abspath(f) for f in (root, _local(name, Path(root)), datasets.config.HF_CACHE_HOME) if f]
     own_names = _class_names(features[labels])
     if streaming:
-        return _stream(name, opened, image, labels, own_names, class_names, length, transform)
+        return _stream(name, opened, image, labels, own_names, class_names, length, folders, transform)
     rows, problems = [], []
     for i, row in enumerate(opened.select_columns([labels])):
         try:
@@ -208,10 +236,11 @@ def read_hub(
             present = [own_names[label] if isinstance(label, int) else label for label in present]
         rows.append(Labelled(f'row {i}', present))
     names, indexed = index_labels(f'hub:{name}', rows, class_names or own_names, problems)
-    return MultiLabelDataset(HubImages(opened, image), SparseLabels(indexed, len(names)), names, transform=transform)
+    images = HubImages(opened, image, folders)
+    return MultiLabelDataset(images, SparseLabels(indexed, len(names)), names, transform=transform)
 
 
-def _stream(name, opened, image, labels, own_names, class_names, length, transform) -> HubStream:
+def _stream(name, opened, image, labels, own_names, class_names, length, folders, transform) -> HubStream:
     if class_names is not None and own_names is not None and list(class_names) != own_names:
         raise InputError(f'hub:{name} is streamed and has other classes, or in another order, than the model.')
     if not (class_names or own_names):
@@ -222,6 +251,6 @@ def _stream(name, opened, image, labels, own_names, class_names, length, transfo
         length = splits[opened.split].num_examples if opened.split in splits else None
     if not length:
         raise InputError(f'hub:{name} does not say how many images it streams: give train_length= and val_length=.')
-    stream = HubStream(opened, image, labels, class_names or own_names, length)
+    stream = HubStream(opened, image, labels, class_names or own_names, length, folders)
     stream.transform = transform
     return stream

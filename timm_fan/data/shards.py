@@ -42,6 +42,9 @@ class TarImages:
     def name(self, index: int) -> str:
         return f'{self.shards[self.positions[index, 0]]}/{self.names[index]}'
 
+    def fingerprint(self) -> bytes:
+        return self.names.content.tobytes() + self.positions.tobytes()
+
     def read(self, index: int) -> bytes:
         shard, start, size = self.positions[index].tolist()
         with open(self.shards[shard], 'rb') as file:

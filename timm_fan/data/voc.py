@@ -54,6 +54,9 @@ def read_voc(
         if not line.strip():
             continue
         name = line.split()[0]
+        if Path(name).name != name:
+            problems.append(f"'{name}' is no file name")
+            continue
         file = folder / 'Annotations' / f'{name}.xml'
         try:
             samples.append(_read_annotation(file, f'JPEGImages/{name}.jpg', class_index, difficult))
