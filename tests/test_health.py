@@ -7,6 +7,7 @@ import random
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,20 @@ def test_too_many_unreadable_images_end_the_run(monkeypatch, capsys, coco_folder
         assert 'More than 10 train images cannot be read' in error and 'Traceback' not in error.split('error: ')[-1]
     allowed = ['--max-bad-samples', '0.5', '--output', tmp_path / 'allowed']
     assert run_here(monkeypatch, 'train', *TINY, '--data-dir', data, *allowed, prepare=quiet) == 0
+
+
+def test_unreadable_images_of_a_stream_are_listed_once(tmp_path):
+    rows = [dict(image=dict(bytes=b'no image', path=None), labels=['a']) for _ in range(2)]
+    rows.append(dict(image=dict(bytes=encoded(PHOTO, 'PNG'), path=None), labels=['a']))
+    (tmp_path / 'set').mkdir()
+    features = datasets.Features(image=datasets.Image(), labels=datasets.List(datasets.ClassLabel(names=['a'])))
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / 'set' / 'train-00000.parquet')
+    stream = create_dataset('hub:set?streaming=true&train_length=3', tmp_path, 'train')
+    bad = BadSamples(tmp_path / 'bad.jsonl')
+    stream.on_unreadable = lambda name, error: bad.add('train', 10, name, error)
+    for _ in range(2):
+        assert [target.item() for _, target in stream] == [-1, -1, 1]
+    assert len(bad.read()) == 1 and 'SHA-256' in bad.read()[0]['image']
 
 
 def test_list_of_bad_samples_survives_a_cut_line(tmp_path):
@@ -306,6 +321,16 @@ def test_a_class_without_positives_is_named(monkeypatch, coco_folder, tmp_path):
     assert run_here(
         monkeypatch, 'train', *TINY, '--epochs', '1', '--data-dir', data, '--output', run, prepare=quiet) == 0
     assert f'1 classes have no positive training image: {name}' in (run / 'train.log').read_text()
+
+
+def test_batches_without_a_positive_are_counted(monkeypatch, coco_folder, tmp_path):
+    data = shutil.copytree(coco_folder, tmp_path / 'coco')
+    file = data / 'annotations' / 'instances_train2014.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'annotations': []}))
+    run = tmp_path / 'run'
+    assert run_here(
+        monkeypatch, 'train', *TINY, '--epochs', '1', '--data-dir', data, '--output', run, prepare=quiet) == 0
+    assert 'epoch 1: 4 of 4 batches hold no positive label' in (run / 'train.log').read_text()
 
 
 def test_labels_in_another_order_start_a_fresh_head(monkeypatch, coco_folder, tmp_path):

@@ -1,11 +1,13 @@
 """Several processes train as one does, on the same global batches."""
 import csv
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 import yaml
@@ -23,6 +25,13 @@ timm_fan.models.create_model = lambda *args, **kwargs: freeze_batch_norm_2d(crea
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
+# accelerate shards on accelerators only: the CPU passes for one
+SHARDED = """
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+PartialState(cpu=True)
+PartialState._shared_state['distributed_type'] = DistributedType.MULTI_GPU
+""" + FROZEN
 # two updates an epoch; plain SGD with momentum keeps the gradients in its first buffer
 OPTIONS = [
     *TINY, '--epochs', '5', '--batch-size', '12', '--opt', 'momentum', '--lr', '0.02', '--clip-grad', '1',
@@ -136,6 +145,34 @@ def test_two_launchers_of_the_multi_node_config(coco_folder, tmp_path):
     outputs = [launcher.communicate(timeout=240)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs[0][-2000:] + outputs[1][-2000:]
     assert 'cpu on 2 process(es)' in outputs[0] and len(history(run)) == 2
+
+
+def last_weights(run: Path):
+    return load_file(run / 'last' / 'model.safetensors')
+
+
+@pytest.mark.skipif(
+    tuple(map(int, accelerate.__version__.split('.')[:2])) < (1, 6), reason='FSDP2 came with accelerate 1.6')
+def test_sharded_training_gives_the_weights_of_one_process_and_resumes(alone, coco_folder, tmp_path):
+    config = yaml.safe_load((SCRIPTS / 'configs' / 'accelerate' / 'fsdp2.yaml').read_text())
+    file, program, run = tmp_path / 'fsdp2.yaml', tmp_path / 'sharded.py', tmp_path / 'run'
+    file.write_text(yaml.safe_dump({**config, 'num_processes': 2, 'main_process_port': free_port()}))
+    program.write_text(SHARDED)
+    command = [
+        '-m', 'accelerate.commands.launch', '--config_file', file, program, SCRIPTS / 'train.py', *OPTIONS,
+        '--data-dir', coco_folder, '--output', run]
+    launch(*command)
+    assert (run / 'checkpoints' / f'{10:09d}' / 'pytorch_model_fsdp.bin').is_file()
+    whole, expected = last_weights(run), last_weights(alone)
+    for name, tensor in expected.items():
+        assert torch.allclose(whole[name], tensor, rtol=1e-3, atol=1e-4), name
+    for number in range(4, 11):
+        shutil.rmtree(run / 'checkpoints' / f'{number:09d}')
+    assert 'after epoch 1 and 1 updates' in launch(*command, '--resume').stdout
+    for name, tensor in last_weights(run).items():
+        assert torch.allclose(whole[name], tensor, rtol=1e-5, atol=1e-6), name
+    result = launch(*command, '--ema-decay', '0.9', '--resume', check=False)
+    assert result.returncode and '--ema-decay does not go with FSDP' in result.stderr
 
 
 @pytest.mark.parametrize('file', sorted((SCRIPTS / 'configs' / 'accelerate').glob('*.yaml')), ids=lambda p: p.stem)

@@ -9,6 +9,7 @@ config.yaml, run.json (machine, versions, time), train.log, history.csv, best/ a
 checkpoints/ (to resume), report/, and bad_samples.jsonl where images could not be read.
 """
 import argparse
+import copy
 import csv
 import functools
 import json
@@ -260,9 +261,11 @@ def train_one_epoch(
     first = progress.updates * args.grad_accum_steps
     batches = skip_first_batches(loader, first) if first else loader
     loss_sum = torch.full((), progress.loss_sum, device=accelerator.device)
+    without_positive = torch.zeros((), device=accelerator.device)
     bar = tqdm(batches, desc=f'epoch {epoch + 1}/{args.epochs}', initial=first, total=len(loader), leave=False)
     for step, (images, targets, *indices) in enumerate(bar, start=first):
         seed_step(args.seed, epoch, step, accelerator.process_index)
+        without_positive += ~(targets > 0).any()
         if mixup is not None:
             images, targets = mixup(images, targets)
         with accelerator.accumulate(model):
@@ -299,12 +302,17 @@ def train_one_epoch(
             save()
         if stop:
             stop_for_signal(accelerator, args.output)
+    count = int(accelerator.reduce(without_positive, reduction='sum'))
+    if count:
+        _logger.warning(
+            'epoch %d: %d of %d batches hold no positive label', epoch + 1, count,
+            (len(loader) - first) * accelerator.num_processes)
     return accelerator.reduce(loss_sum, reduction='mean').item() / len(loader)
 
 
 def advise_on_memory(error, network, criterion, data_config, accelerator, micro_batch, args) -> str:
     text = f'Out of memory at {micro_batch} images a process and part ({error}). '
-    if args.sync_bn and accelerator.num_processes > 1:
+    if accelerator.num_processes > 1 and (args.sync_bn or accelerator.distributed_type == DistributedType.FSDP):
         return text + 'Raise --grad-accum-steps, which keeps the step, or lower --batch-size.'
     fitting = executable_batch_size(
         network, criterion, data_config['input_size'], accelerator, max(1, micro_batch - 1))
@@ -316,6 +324,23 @@ def advise_on_memory(error, network, criterion, data_config, accelerator, micro_
     return text + (
         f'{fitting} fit: --grad-accum-steps {parts} keeps the step of {args.batch_size} and computes'
         f' {args.batch_size // (parts * accelerator.num_processes)} at once.')
+
+
+def check_engine(accelerator: Accelerator, args: argparse.Namespace) -> bool:
+    """Whether the model is sharded (FSDP2); raises InputError for what is not supported."""
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise InputError(f'{accelerator.distributed_type.value} is not supported, DDP and FSDP2 are.')
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return False
+    plugin = accelerator.state.fsdp_plugin
+    # the other kind of state keeps its index as a pickle
+    if getattr(plugin, 'fsdp_version', 1) != 2 or plugin.state_dict_type.name != 'FULL_STATE_DICT':
+        raise InputError(
+            'Of FSDP, version 2 with FULL_STATE_DICT is supported:'
+            ' --config_file train_scripts/configs/accelerate/fsdp2.yaml.')
+    if args.ema_decay:
+        raise InputError('--ema-decay does not go with FSDP: set it to 0.')
+    return True
 
 
 def continued(record: Dict[str, Any], file: Path) -> Dict[str, Any]:
@@ -351,10 +376,7 @@ def main() -> None:
         raise InputError(f'{error} Install the programs\' extra: pip install "timm-fan[train]".') from error
     if args.log_with != 'none' and not accelerator.log_with:
         raise InputError(f'{args.log_with} is not installed: pip install {args.log_with}, or --log-with none.')
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise InputError(
-            f'{accelerator.distributed_type.value} is not supported: launch with'
-            ' --config_file train_scripts/configs/accelerate/ddp.yaml.')
+    sharded = check_engine(accelerator, args)
     args.grad_accum_steps = accelerator.gradient_accumulation_steps  # accelerate's environment may set it
     checkpoint = latest_checkpoint(output)
     if len(set(gather_object([str(checkpoint)]))) > 1:
@@ -476,7 +498,7 @@ def main() -> None:
         scheduler.step_update(0)
 
     # the scheduler stays out: a prepared one steps once for every process
-    network = model
+    network, whole = model, copy.deepcopy(model) if sharded and accelerator.is_main_process else None
     model, optimizer, train_loader, val_loader = accelerator.prepare(model, optimizer, train_loader, val_loader)
     ema = ModelEmaV3(network, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     evaluated = ema.module if ema is not None else network
@@ -551,9 +573,12 @@ def main() -> None:
 
         is_best = scores.mAP > progress.best
         progress.best = max(progress.best, scores.mAP)
+        state = accelerator.get_state_dict(model) if sharded else None
         if accelerator.is_main_process:
+            if sharded:
+                whole.load_state_dict(state)
             for name in ('best', 'last') if is_best else ('last',):
-                save_model(evaluated, output / name, class_names, data_config)
+                save_model(whole if sharded else evaluated, output / name, class_names, data_config)
             with open(output / 'history.csv', 'w', newline='') as file:
                 writer = csv.DictWriter(file, history[0])
                 writer.writeheader()
