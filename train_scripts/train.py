@@ -602,6 +602,7 @@ def main() -> None:
         text = format_scores(scores, intervals, groups)
         _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, text)
         _logger.info('model %s, report %s', output / 'best', output / 'report' / 'report.html')
+    accelerator.wait_for_everyone()  # gloo may hang where the others have left already
     accelerator.end_training()
 
 

@@ -131,6 +131,7 @@ def main() -> None:
                     args.report, scores, logits, targets, dataset, threshold=threshold, intervals=intervals,
                     groups=groups, data=args.data, title=args.model, split=args.split,
                     weights=file_sha256(model_folder(args.model) / WEIGHTS_NAME) if Path(args.model).is_dir() else None)
+    accelerator.wait_for_everyone()  # gloo may hang where the others have left already
     accelerator.end_training()
 
 
