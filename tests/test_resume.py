@@ -207,6 +207,20 @@ def test_another_number_of_processes_goes_on_and_says_so(coco_folder, tmp_path, 
     assert len((run / 'history.csv').read_text().splitlines()) == 4
 
 
+def test_the_folder_is_all_that_a_resumption_needs(monkeypatch, capsys, coco_folder, tmp_path, whole):
+    run = tmp_path / 'run'
+    process = start('--data-dir', coco_folder, '--output', run)
+    wait_for_checkpoint(process, run)
+    process.kill()
+    process.wait()
+    assert run_here(monkeypatch, 'train', '--resume', run, '--batch-size', '8', prepare=without_report) == 2
+    assert 'Resume with the same data and --batch-size' in capsys.readouterr().err
+    assert run_here(monkeypatch, 'train', '--resume', run, prepare=without_report) == 0
+    assert_same(run, whole[0])
+    assert run_here(monkeypatch, 'train', '--resume', tmp_path / 'none') == 2
+    assert 'config.yaml' in capsys.readouterr().err
+
+
 def test_workers_change_nothing(coco_folder, tmp_path, whole):
     """Augmentations depend on seed, epoch and index: two workers draw what the main process draws."""
     run = tmp_path / 'run'

@@ -95,11 +95,11 @@ def save_checkpoint(accelerator: Accelerator, run: Path, ema, progress: Progress
     accelerator.wait_for_everyone()
 
 
-def read_progress(checkpoint: Path, class_names: Sequence[str]) -> Progress:
+def read_progress(checkpoint: Path, class_names: Sequence[str], updates_per_epoch: int) -> Progress:
     """Progress of a checkpoint.
 
     Raises:
-        InputError: It is broken, or of other classes.
+        InputError: It is broken, of other classes, or of epochs of another length.
     """
     try:
         progress = Progress(**json.loads((checkpoint / 'progress.json').read_text()))
@@ -110,6 +110,10 @@ def read_progress(checkpoint: Path, class_names: Sequence[str]) -> Progress:
         raise InputError(
             f'--resume: {checkpoint} is of {len(progress.class_names)} classes, the data has {len(class_names)} or'
             ' names them differently. Resume with the same data, or fine-tune with --model local-dir:FOLDER.')
+    if progress.updates_per_epoch != updates_per_epoch:
+        raise InputError(
+            f'--resume: an epoch of {checkpoint} has {progress.updates_per_epoch} updates, these data and options give'
+            f' {updates_per_epoch}. Resume with the same data and --batch-size.')
     return progress
 
 

@@ -76,7 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--data', default='scenes', help=f'NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)} (default: scenes)')
     add('--data-dir', default='data', help='folder of the data set; scenes are drawn below it (default: %(default)s)')
     add('--output', help='run folder (default: runs/CONFIG)')
-    add('--resume', nargs='?', const='auto', help="go on with this run folder; 'auto': with --output, if it is one")
+    add('--resume', nargs='?', const='auto',
+        help="go on with this run folder by its own config.yaml; 'auto': with --output, if it is one")
 
     add('--model', default='fan', help='a timm model name, or local-dir:FOLDER to fine-tune one (default: %(default)s)')
     add('--backbone', help="train 'fan' over this timm model")
@@ -127,7 +128,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def parse_args() -> argparse.Namespace:
     parser = build_parser()
-    name = parser.parse_args().config
+    first = parser.parse_args()
+    given = {argument.partition('=')[0] for argument in sys.argv[1:]}
+    name = first.config
+    if first.resume not in (None, 'auto') and '--config' not in given:
+        name = f'{first.resume}/config.yaml'
+        if not Path(name).is_file():
+            raise InputError(f'--resume: no file {name}. Give a run folder of train.py.')
     file = Path(name) if name.endswith(('.yaml', '.yml')) else CONFIGS / f'{name}.yaml'
     if not file.is_file():
         known = ', '.join(sorted(p.stem for p in CONFIGS.glob('*.yaml')))
@@ -140,7 +147,6 @@ def parse_args() -> argparse.Namespace:
         raise InputError(f'{file} must hold option: value lines.')
 
     # another model or backbone on the command line takes none of the arguments of the file's
-    given = {argument.partition('=')[0] for argument in sys.argv[1:]}
     if '--model' in given:
         config = {k: v for k, v in config.items() if k not in ('backbone', 'backbone_weights', 'model_kwargs')}
     elif '--backbone' in given:
@@ -355,7 +361,7 @@ def continued(record: Dict[str, Any], file: Path) -> Dict[str, Any]:
 
 
 def stop_for_signal(accelerator: Accelerator, output: str) -> None:
-    _logger.info('stopped by a signal; go on with --output %s --resume', output)
+    _logger.info('stopped by a signal; go on with --resume %s', output)
     accelerator.end_training()
     sys.exit(EXIT_STOPPED)
 
@@ -402,6 +408,11 @@ def main() -> None:
     if len(train_set) < args.batch_size:
         raise InputError(f'{len(train_set)} training images are fewer than one batch: lower --batch-size.')
     class_names = train_set.class_names
+    updates_per_epoch = len(train_set) // args.batch_size
+    if checkpoint:
+        progress = read_progress(checkpoint, class_names, updates_per_epoch)
+    else:
+        progress = Progress(class_names, updates_per_epoch, accelerator.num_processes)
     with accelerator.local_main_process_first():
         model = build_model(args, len(class_names))
     saved_names = model.pretrained_cfg.get('label_names')
@@ -454,7 +465,7 @@ def main() -> None:
         dataset.on_unreadable = functools.partial(bad_samples.add, split, limit)
 
     # every epoch has whole batches only, so that a step is the same whatever the number of processes
-    images_per_epoch = len(train_set) // args.batch_size * args.batch_size
+    images_per_epoch = updates_per_epoch * args.batch_size
     stream = isinstance(train_set, IterableDataset)
     if stream:
         train_set.shuffle_and_limit(images_per_epoch, args.seed)
@@ -488,7 +499,6 @@ def main() -> None:
         optimizer = create_optimizer_v2(groups, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=0.9)
     except (ValueError, AssertionError) as error:
         raise InputError(f'--opt {args.opt}: {error}') from error
-    updates_per_epoch = images_per_epoch // args.batch_size
     if args.sched == 'plateau':
         scheduler = ReduceLROnPlateau(optimizer, mode='max', factor=0.1, patience=3)
     else:
@@ -505,9 +515,7 @@ def main() -> None:
     if args.log_with != 'none':
         project = 'tensorboard' if args.log_with == 'tensorboard' else output.name
         accelerator.init_trackers(project, config={k: str(v) for k, v in vars(args).items()})
-    progress = Progress(class_names, updates_per_epoch, accelerator.num_processes)
     if checkpoint:
-        progress = read_progress(checkpoint, class_names)
         load_checkpoint(accelerator, checkpoint, ema)
         if args.sched == 'plateau':
             scheduler.load_state_dict(progress.scheduler)
