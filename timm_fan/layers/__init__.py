@@ -1,4 +1,5 @@
 from .correlation_learning import CorrelationLearningNetwork
+from .csra import CSRA
 from .feature_refinement import (
     FeatureRefinementBlock,
     FeatureRefinementNetwork,
@@ -9,13 +10,22 @@ from .feature_refinement import (
     halvings_to_last,
     num_halvings,
 )
+from .head import HEADS, MapHead, create_head
+from .ml_decoder import MLDecoder
+from .query2label import Query2Label
 
 __all__ = [
+    'CSRA',
     'CorrelationLearningNetwork',
     'FeatureRefinementBlock',
     'FeatureRefinementNetwork',
     'FeatureTransform',
     'FeatureTransformBlock',
+    'HEADS',
+    'MLDecoder',
+    'MapHead',
+    'Query2Label',
+    'create_head',
     'fit_grid',
     'halve',
     'halvings_to_last',

@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.layers import ClassifierHead, LayerNorm2d, get_device_dtype
+from timm.layers import LayerNorm2d, get_device_dtype
 from timm.models import (
     PretrainedCfg,
     build_model_with_cfg,
@@ -31,7 +31,14 @@ from timm.models._input import update_model_input_size
 
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.hub import WEIGHTS_NAME, default_repo, hub_errors
-from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, fit_grid, halve, halvings_to_last
+from timm_fan.layers import (
+    CorrelationLearningNetwork,
+    FeatureRefinementNetwork,
+    create_head,
+    fit_grid,
+    halve,
+    halvings_to_last,
+)
 
 from .backbone import Backbone, check_backbone_name
 
@@ -60,6 +67,8 @@ class FAN(nn.Module):
         cln_residual: Add p4 to what the CLN attends to; the paper does not say.
         context_pool: Global pooling in the FRBs, 'max' (the paper's) or 'avg' (its Table 6).
         global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`; the paper does not say.
+        head: 'linear', or a rival's: 'csra', 'ml_decoder', 'query2label', see `timm_fan.layers`.
+        head_args: More arguments of the rival's.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the backbone, where it has it.
         img_size: Input size in pixels. Backbones with a fixed one are built for it, the others take any.
@@ -84,6 +93,8 @@ class FAN(nn.Module):
             cln_residual: bool = True,
             context_pool: str = 'max',
             global_pool: str = 'avg',
+            head: str = 'linear',
+            head_args: Optional[Dict[str, Any]] = None,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
             img_size: Optional[Union[int, Tuple[int, int]]] = None,
@@ -122,12 +133,12 @@ class FAN(nn.Module):
         self.cln = CorrelationLearningNetwork(p_chs, self.embed_dim, cln_residual, **dd) if cln else None
         self.num_features = sum(p_chs) if frn and not cln else p_chs[-1]
 
-        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
+        self.head = create_head(head, self.num_features, num_classes, global_pool, drop_rate, head_args, **dd)
         self.head_hidden_size = self.head.num_features
         self._init_classifier()
 
     def _init_classifier(self) -> None:
-        if self.num_classes > 0:
+        if isinstance(self.head.fc, nn.Linear):
             nn.init.trunc_normal_(self.head.fc.weight, std=0.01)
             nn.init.zeros_(self.head.fc.bias)
 
