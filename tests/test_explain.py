@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import timm
 import torch
@@ -5,7 +6,8 @@ from PIL import Image
 from timm.data import create_transform
 
 from timm_fan import InputError
-from timm_fan.explain import class_activation_map, crop_box, overlay
+from timm_fan.data import MultiLabelDataset, Sample
+from timm_fan.explain import activation_maps, attention_maps, box_mask, crop_box, localization, overlay
 
 
 def test_is_cam_where_the_head_is_average_pooling_and_linear():
@@ -16,7 +18,7 @@ def test_is_cam_where_the_head_is_average_pooling_and_linear():
         features = model.forward_features(image[None])[0]
         wanted = torch.einsum('chw,c->hw', features, model.head.fc.weight[2]).relu()
         logits = model(image[None])[0]
-    cam, found = class_activation_map(model, image, 2)
+    (cam,), found = activation_maps(model, image, [2])
     assert cam.shape == (96, 96) and torch.allclose(found, logits, atol=1e-6)
     assert cam.max() == 1 and cam.min() >= 0
     wanted = torch.nn.functional.interpolate(wanted[None, None], (96, 96), mode='bilinear')[0, 0]
@@ -26,13 +28,92 @@ def test_is_cam_where_the_head_is_average_pooling_and_linear():
 def test_nothing_speaks_for_the_class():
     model = timm.create_model('fan', backbone='test_resnet', embed_dim=16, num_classes=4).eval()
     torch.nn.init.zeros_(model.head.fc.weight)
-    cam, _ = class_activation_map(model, torch.rand(3, 64, 64), 0)
-    assert torch.equal(cam, torch.zeros(64, 64))
+    cams, _ = activation_maps(model, torch.rand(3, 64, 64), [0, 1])
+    assert torch.equal(cams, torch.zeros(2, 64, 64))
 
 
 def test_token_models_are_refused():
     with pytest.raises(InputError, match='no feature map'):
-        class_activation_map(timm.create_model('test_vit', num_classes=3).eval(), torch.rand(3, 160, 160), 0)
+        activation_maps(timm.create_model('test_vit', num_classes=3).eval(), torch.rand(3, 160, 160), [0])
+
+
+def test_attention_is_that_of_the_layer():
+    """Without the residual, attention times g(p4) is the CLN's output."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        'fan', backbone='test_resnet', embed_dim=16, num_classes=4, cln_residual=False).eval()
+    torch.nn.init.normal_(model.cln.phi.weight)
+    torch.nn.init.normal_(model.cln.theta.weight)
+    image = torch.rand(3, 96, 64)
+    with torch.inference_mode():
+        p2, p3, p4 = model.frn(model.forward_maps(image[None]))
+        attention = model.cln.attention(p2, p3)
+        attended = (attention @ model.cln.g(p4).flatten(2).transpose(1, 2)).transpose(1, 2).view_as(p4)
+        torch.testing.assert_close(attended, model.cln(p2, p3, p4))
+        cam = (attended[0] * model.head.fc.weight[1][:, None, None]).sum(0).relu()
+        wanted = ((cam / cam.sum()).flatten() @ attention[0]).view(cam.shape)
+    (found,), logits = attention_maps(model, image, [1])
+    assert found.shape == (96, 64) and found.max() == 1 and logits.shape == (4,)
+    wanted = torch.nn.functional.interpolate(wanted[None, None], (96, 64), mode='bilinear')[0, 0]
+    torch.testing.assert_close(found, wanted / wanted.max())
+    with pytest.raises(InputError, match='no attention|none'):
+        attention_maps(timm.create_model('fan', backbone='test_resnet', cln=False).eval(), image, [1])
+
+
+def test_box_mask_counts_pixel_centres():
+    mask = box_mask(np.array([[10., 0., 20., 30.], [90., 90., 50., 50.]]), (0, 0, 100, 100), (10, 10))
+    wanted = torch.zeros(10, 10, dtype=torch.bool)
+    wanted[:3, 1:3] = True
+    wanted[9:, 9:] = True
+    assert torch.equal(mask, wanted)
+    # of a photograph of 120 x 100 the middle was seen, at half the size
+    mask = box_mask(np.array([[0., 0., 30., 100.]]), (10, 0, 110, 100), (50, 50))
+    assert mask[:, :10].all() and not mask[:, 10:].any()
+
+
+class Bright(torch.nn.Module):
+    """Its features are the image's red and green, one for each class."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward_features(self, x):
+        return x[:, :2] * self.scale
+
+    def forward_head(self, x):
+        return x.mean((2, 3))
+
+
+def test_pointing_game_by_hand(tmp_path):
+    """Red is where class a's box is; green is not where class b's is; c has no box that can be seen."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[5:15, 15:25, 0] = 200
+    pixels[25:35, 20:40, 1] = 200
+    for i in range(2):
+        Image.fromarray(pixels).save(tmp_path / f'{i}.png')
+    boxes = [(15, 5, 10, 10), (20, 15, 11, 20), (0, 0, 5, 40)]
+    samples = [
+        Sample('0.png', (0, 1, 2), boxes, (0, 1, 2), size=(60, 40)),
+        Sample('1.png', (0,), [(40, 30, 10, 10)], (0,), size=(60, 40))]
+    config = dict(
+        input_size=(3, 40, 40), crop_pct=1., crop_mode='center', interpolation='nearest', mean=(0.,) * 3, std=(1.,) * 3)
+    dataset = MultiLabelDataset.from_samples(tmp_path, samples, ['a', 'b', 'c'], create_transform(**config))
+    found = localization(Bright().eval(), dataset, config)
+    assert found.labels == 3
+    # class a: found on the first image, not on the second
+    assert found.per_class['a'] == pytest.approx((0.5, 0.5))
+    assert found.per_class['b'] == pytest.approx((1., 0.55))
+    assert found.pointing == pytest.approx(0.75) and found.energy == pytest.approx(0.525)
+    assert found.centre == pytest.approx((0 + 1) / 2) and found.area == pytest.approx((100 + 220) / 2 / 1600)
+    assert localization(Bright().eval(), dataset, config, [1]).pointing == 0
+    with pytest.raises(InputError, match='No label'):
+        localization(Bright().eval(), MultiLabelDataset.from_samples(
+            tmp_path, [Sample('0.png', (2,), [(0, 0, 5, 40)], (2,), size=(60, 40))], ['a', 'b', 'c'],
+            create_transform(**config)), config)
+    with pytest.raises(InputError, match='needs boxes'):
+        localization(Bright().eval(), MultiLabelDataset.from_samples(
+            tmp_path, [Sample('0.png', (0,))], ['a'], create_transform(**config)), config)
 
 
 @pytest.mark.parametrize('size', [(200, 120), (120, 200), (97, 97)])

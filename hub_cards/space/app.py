@@ -17,7 +17,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm_fan import InputError
 from timm_fan.data import UNREADABLE, load_image
 from timm_fan.errors import exit_on_input_error
-from timm_fan.explain import class_activation_map, crop_box, overlay
+from timm_fan.explain import activation_maps, crop_box, overlay
 from timm_fan.models import label_names, load_model, model_thresholds
 
 ABOUT = """
@@ -82,8 +82,8 @@ def show_where(file: str, source: str, label: str):
     model, config = open_model(source)
     photo = load_image(file)
     photo.thumbnail((1024, 1024))
-    cam, _ = class_activation_map(model, create_transform(**config)(photo), label_names(model).index(label))
-    return gr.Image(overlay(photo, cam, crop_box(photo.size, config)), label=f'Where it sees: {label}')
+    cams, _ = activation_maps(model, create_transform(**config)(photo), [label_names(model).index(label)])
+    return gr.Image(overlay(photo, cams[0], crop_box(photo.size, config)), label=f'Where it sees: {label}')
 
 
 def build(sources: List[str]) -> gr.Blocks:

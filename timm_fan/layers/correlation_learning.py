@@ -46,6 +46,11 @@ class CorrelationLearningNetwork(nn.Module):
         if self.residual:
             nn.init.zeros_(self.g.weight)
 
+    def attention(self, p2: torch.Tensor, p3: torch.Tensor) -> torch.Tensor:
+        """What each position takes from each (Eq. 5): (B, C2, H, W), (B, C3, H, W) -> (B, H*W, H*W), rows sum to 1."""
+        query, key = self.theta(p3).flatten(2).transpose(1, 2), self.phi(p2).flatten(2)
+        return (query @ key * key.shape[1] ** -0.5).softmax(dim=2)
+
     def forward(self, p2: torch.Tensor, p3: torch.Tensor, p4: torch.Tensor) -> torch.Tensor:
         """p2 (B, C2, H, W), p3 (B, C3, H, W), p4 (B, C4, H, W) -> (B, C4, H, W)"""
         # one head: the ONNX exporter knows attention of four dimensions only
