@@ -98,7 +98,7 @@ def test_pointing_game_by_hand(tmp_path):
         Sample('1.png', (0,), [(40, 30, 10, 10)], (0,), size=(60, 40))]
     config = dict(
         input_size=(3, 40, 40), crop_pct=1., crop_mode='center', interpolation='nearest', mean=(0.,) * 3, std=(1.,) * 3)
-    dataset = MultiLabelDataset.from_samples(tmp_path, samples, ['a', 'b', 'c'], create_transform(**config))
+    dataset = MultiLabelDataset.from_samples(tmp_path, samples, ['a', 'b', 'c'])
     found = localization(Bright().eval(), dataset, config)
     assert found.labels == 3
     # class a: found on the first image, not on the second

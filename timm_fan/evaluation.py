@@ -1,16 +1,43 @@
-"""The evaluation loop that training and validation share."""
+"""What programs that evaluate a model share: its data set, and the loop."""
+from pathlib import Path
 from typing import Iterator, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from accelerate.utils import broadcast, tqdm
+from timm.data import create_transform, resolve_model_data_config
 from torch.utils.data import DataLoader
 
+from .data import MultiLabelDataset, create_dataset
 from .errors import InputError
+from .models import label_names
 from .streaming import BinnedEvaluator, BinnedScores
 
-__all__ = ['predict_binned', 'predict_logits', 'share_buffers']
+__all__ = ['dataset_for_model', 'predict_binned', 'predict_logits', 'share_buffers']
+
+
+def dataset_for_model(model: nn.Module, data: str, root: Union[str, Path], split: str) -> MultiLabelDataset:
+    """A split of a data source with the transform and the classes of a trained model.
+
+    Args:
+        model: As `load_model` gives it.
+        data, root, split: As of `create_dataset`.
+
+    Raises:
+        InputError: The data cannot be read, or has other classes or another order of them.
+    """
+    names = label_names(model)
+    known = names if model.pretrained_cfg.get('label_names') else None
+    dataset = create_dataset(data, root, split, create_transform(**resolve_model_data_config(model)), known)
+    if len(names) != len(dataset.class_names):
+        raise InputError(
+            f'The model has {len(names)} classes, the data {len(dataset.class_names)}: give the --data it was trained'
+            ' on.')
+    for i, (model_name, data_name) in enumerate(zip(names, dataset.class_names)):
+        if model_name != data_name and model_name != str(i):
+            raise InputError(f"Class {i} is '{model_name}' in the model, '{data_name}' in the data: not its classes.")
+    return dataset
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
@@ -30,6 +57,7 @@ def _gathered(
     """float32 logits and targets of each batch, of all processes and without the padding that evens them out."""
     model.eval()
     for images, targets in tqdm(loader, desc=description, leave=False):
+        images = images.contiguous(memory_format=torch.channels_last)
         with accelerator.autocast():
             logits = model(images)
         # gathering the whole after the loop would keep the padding

@@ -5,13 +5,14 @@ is CAM (https://arxiv.org/abs/1512.04150), which the paper's Figure 4 shows.
 """
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
+from timm.data import create_transform
 
 from .data import UNREADABLE, MultiLabelDataset
 from .errors import InputError
@@ -166,7 +167,7 @@ def localization(
         dataset: MultiLabelDataset,
         data_config: Dict[str, Any],
         indices: Optional[Sequence[int]] = None,
-        maps=activation_maps,
+        maps: Callable = activation_maps,
 ) -> Localization:
     """The pointing game and the energy-based one, over the present labels of a data set with boxes.
 
@@ -175,8 +176,8 @@ def localization(
 
     Args:
         model: In evaluation mode.
-        dataset: With boxes, and the transform that `data_config` describes.
-        data_config: As of `timm.data.resolve_model_data_config`.
+        dataset: With boxes; its transform is not used.
+        data_config: The model's, as of `timm.data.resolve_model_data_config`.
         indices: Images to look at, by default all.
         maps: `activation_maps` or `attention_maps`.
 
@@ -187,7 +188,7 @@ def localization(
     """
     if dataset.boxes is None:
         raise InputError('The pointing game needs boxes, which this data set has not.')
-    device = next(model.parameters()).device
+    device, transform = next(model.parameters()).device, create_transform(**data_config)
     size = tuple(data_config['input_size'][1:])
     found: Dict[int, List[Tuple[float, float, float, float]]] = {}
     for index in range(len(dataset)) if indices is None else indices:
@@ -204,7 +205,7 @@ def localization(
         masks = {c: mask for c, mask in masks.items() if mask.any()}
         if not masks:
             continue
-        cams, _ = maps(model, dataset.transform(photo).to(device), list(masks))
+        cams, _ = maps(model, transform(photo).to(device), list(masks))
         for cam, (c, mask) in zip(cams.cpu(), masks.items()):
             highest = mask.flatten()[cam.flatten().argmax()] if cam.any() else False
             energy = (cam * mask).sum() / cam.sum().clamp(min=torch.finfo(cam.dtype).tiny)

@@ -12,7 +12,7 @@ from .data import UNREADABLE, MultiLabelDataset
 from .errors import InputError
 from .metrics import MultiLabelScores, predict_labels, threshold_curve
 
-__all__ = ['Shown', 'choose_errors', 'choose_predictions', 'plot_curves', 'plot_images', 'plot_per_class',
+__all__ = ['Shown', 'choose_errors', 'choose_predictions', 'plot_curves', 'plot_images', 'plot_maps', 'plot_per_class',
            'plot_precision_recall', 'pyplot', 'thumbnail']
 
 
@@ -117,6 +117,29 @@ def plot_images(dataset: MultiLabelDataset, shown: Sequence[Shown], file: Path) 
                 text, (0, 0), (0, y), xycoords='axes fraction', textcoords='offset points', color=color, fontsize=8,
                 va='top', annotation_clip=False)
             y -= 11 * (text.count('\n') + 1)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def plot_maps(
+        photo: Image.Image,
+        rows: Sequence[Tuple[str, Sequence[Tuple[str, str, Image.Image]]]],
+        file: Path,
+) -> None:
+    """A photograph and, a row for each model, pictures with a text and its CSS colour above each (Figure 4)."""
+    plt = pyplot()
+    columns = 1 + max(len(pictures) for _, pictures in rows)
+    height = 2.6 * photo.height / photo.width + 0.5
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(2.6 * columns, height * len(rows)), layout='constrained', squeeze=False)
+    for axis in axes.flat:
+        axis.axis('off')
+    for line, (name, pictures) in zip(axes, rows):
+        line[0].imshow(photo)
+        line[0].set_title(name, fontsize=9)
+        for axis, (text, color, picture) in zip(line[1:], pictures):
+            axis.imshow(picture)
+            axis.set_title(text, fontsize=9, color=color)
     figure.savefig(file, dpi=110)
     plt.close(figure)
 

@@ -274,6 +274,7 @@ def train_one_epoch(
         without_positive += ~(targets > 0).any()
         if mixup is not None:
             images, targets = mixup(images, targets)
+        images = images.contiguous(memory_format=torch.channels_last)
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 logits = model(images)
@@ -430,6 +431,7 @@ def main() -> None:
         if accelerator.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs.')
         model = convert_sync_batchnorm(model)
+    model = model.to(memory_format=torch.channels_last)
     train_set.transform = create_transform(
         **data_config, is_training=True, scale=(args.min_crop, 1.), color_jitter=None, auto_augment=args.aa)
     val_set.transform = create_transform(**data_config)
@@ -597,7 +599,7 @@ def main() -> None:
 
     # the report is on the model as saved, loaded the way a user loads it
     accelerator.wait_for_everyone()
-    model = load_model(output / 'best').to(accelerator.device)
+    model = load_model(output / 'best').to(accelerator.device, memory_format=torch.channels_last)
     logits, targets = predict_logits(model, val_loader, accelerator, 'report')
     scores = evaluate_logits(logits, targets, class_names)
     if accelerator.is_main_process:

@@ -14,17 +14,16 @@ from typing import Any, Tuple
 
 import torch
 from accelerate import Accelerator
-from timm.data import create_transform, resolve_model_data_config
 from torch.utils.data import DataLoader
 
 from timm_fan import InputError
-from timm_fan.data import SOURCES, MultiLabelDataset, create_dataset
+from timm_fan.data import SOURCES, MultiLabelDataset
 from timm_fan.errors import exit_on_input_error
-from timm_fan.evaluation import predict_binned, predict_logits
+from timm_fan.evaluation import dataset_for_model, predict_binned, predict_logits
 from timm_fan.groups import score_groups
 from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.metrics import evaluate_logits
-from timm_fan.models import label_names, load_model, model_folder, model_thresholds, save_thresholds
+from timm_fan.models import load_model, model_folder, model_thresholds, save_thresholds
 from timm_fan.provenance import file_sha256
 from timm_fan.report import format_binned, format_comparison, format_scores, write_report
 from timm_fan.thresholds import POLICIES, choose_thresholds, parse_policy
@@ -56,26 +55,14 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def check_class_names(model_names, data_names) -> None:
-    if len(model_names) != len(data_names):
-        raise InputError(
-            f'The model has {len(model_names)} classes, the data {len(data_names)}: give the --data it was trained on.')
-    for i, (model_name, data_name) in enumerate(zip(model_names, data_names)):
-        if model_name != data_name and model_name != str(i):
-            raise InputError(f"Class {i} is '{model_name}' in the model, '{data_name}' in the data: not its classes.")
-
-
 def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator):
     """Model, its data set with the model's transform, the prepared loader, and the thresholds to use."""
     with accelerator.main_process_first():
         model = load_model(source)
-        names = label_names(model) if model.pretrained_cfg.get('label_names') else None
-        dataset = create_dataset(
-            args.data, args.data_dir, args.split, create_transform(**resolve_model_data_config(model)), names)
-    check_class_names(label_names(model), dataset.class_names)
+        dataset = dataset_for_model(model, args.data, args.data_dir, args.split)
     loader = accelerator.prepare(DataLoader(dataset, args.batch_size, num_workers=args.workers))
     threshold = args.threshold if args.threshold is not None else model_thresholds(model)
-    return model.to(accelerator.device), dataset, loader, threshold
+    return model.to(accelerator.device, memory_format=torch.channels_last), dataset, loader, threshold
 
 
 def predict(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Tuple[

@@ -1,4 +1,5 @@
 """timm's `create_model` with errors that a user can act on, and self-contained model folders."""
+import copy
 import difflib
 import json
 import re
@@ -7,6 +8,7 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 
 import safetensors
 import timm
+import torch
 import torch.nn as nn
 from timm.models import parse_model_name, save_for_hf
 
@@ -77,6 +79,8 @@ def save_model(
     Raises:
         InputError: The weights cannot be written.
     """
+    # safetensors takes no channels_last
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     args = getattr(model, '_model_args', {})
     # the weights are in this folder: loading it must fetch no backbone
     without_sources = {k: v for k, v in dict(pretrained_backbone=False, backbone_weights=None).items() if k in args}
