@@ -12,7 +12,7 @@ from timm_fan.explain import activation_maps, attention_maps, box_mask, crop_box
 
 def test_is_cam_where_the_head_is_average_pooling_and_linear():
     torch.manual_seed(0)
-    model = timm.create_model('fan', backbone='test_resnet', embed_dim=16, num_classes=4).eval()
+    model = timm.create_model('fan', backbone='test_resnet', embed_dim=16, num_classes=4, global_pool='avg').eval()
     image = torch.rand(3, 96, 96)
     with torch.inference_mode():
         features = model.forward_features(image[None])[0]
@@ -41,7 +41,8 @@ def test_attention_is_that_of_the_layer():
     """Without the residual, attention times g(p4) is the CLN's output."""
     torch.manual_seed(0)
     model = timm.create_model(
-        'fan', backbone='test_resnet', embed_dim=16, num_classes=4, cln_residual=False).eval()
+        'fan', backbone='test_resnet', embed_dim=16, num_classes=4, cln_residual=False, joint=False,
+        global_pool='avg').eval()
     torch.nn.init.normal_(model.cln.phi.weight)
     torch.nn.init.normal_(model.cln.theta.weight)
     image = torch.rand(3, 96, 64)

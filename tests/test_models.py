@@ -26,10 +26,14 @@ def test_names_are_registered():
     assert {'fan', 'fan_resnet50', 'fan_resnet101', 'fan_vgg16'} <= set(timm.list_models('fan*'))
 
 
+# as the paper prints it
+LITERAL = dict(joint=False, cln_residual=False, global_pool='avg')
+
+
 @pytest.mark.parametrize('name, channels', [
     ('fan_resnet101', [512, 1024, 2048]), ('fan_resnet50', [512, 1024, 2048]), ('fan_vgg16', [512, 512, 512])])
 def test_sizes_of_the_paper(name, channels):
-    model = timm.create_model(name, device='meta')
+    model = timm.create_model(name, device='meta', **LITERAL)
     assert model.backbone.channels == channels and model.backbone.reductions == [8, 16, 32]
     x = torch.zeros(2, 3, 448, 448, device='meta')
     assert model.forward_features(x).shape == (2, 512, 14, 14)
@@ -39,7 +43,7 @@ def test_sizes_of_the_paper(name, channels):
 
 def test_parameters_of_fan_resnet101():
     # 65.9 M was counted on an independent reference with 80 classes, plain ResNet-101 has 42.7 M
-    count = sum(p.numel() for p in timm.create_model('fan_resnet101', device='meta').parameters())
+    count = sum(p.numel() for p in timm.create_model('fan_resnet101', device='meta', **LITERAL).parameters())
     assert count == pytest.approx(65.9e6, rel=2e-3)
 
 
@@ -64,7 +68,7 @@ def test_switches(switches):
 
 
 def test_both_off_is_the_backbone_and_a_linear_layer():
-    model = tiny(frn=False, cln=False).eval()
+    model = tiny(frn=False, cln=False, global_pool='avg').eval()
     x = torch.randn(2, 3, 64, 64)
     pooled = model.backbone(x)[-1].mean((2, 3))
     expected = F.linear(pooled, model.head.fc.weight, model.head.fc.bias)
@@ -72,12 +76,23 @@ def test_both_off_is_the_backbone_and_a_linear_layer():
 
 
 def test_without_cln_the_levels_are_joined():
-    model = tiny(cln=False).eval()
+    model = tiny(cln=False, joint=False, global_pool='avg').eval()
     x = torch.randn(2, 3, 64, 64)
     levels = model.frn(model.backbone(x))
     weights = model.head.fc.weight.split(model.embed_dim, dim=1)
     expected = model.head.fc.bias + sum(p.mean((2, 3)) @ w.T for p, w in zip(levels, weights))
     torch.testing.assert_close(model(x), expected)
+
+
+def test_joint_shows_the_classifier_every_level():
+    model = tiny().eval()
+    x = torch.randn(2, 3, 64, 64)
+    maps = model.backbone(x)
+    p2, p3, p4 = model.frn(maps)
+    features = torch.cat([maps[-1], p2, p3, model.cln(p2, p3, p4)], dim=1)
+    torch.testing.assert_close(model.forward_features(x), features)
+    pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
+    torch.testing.assert_close(model(x), F.linear(pooled, model.head.fc.weight, model.head.fc.bias))
 
 
 def test_reset_classifier():
@@ -89,6 +104,8 @@ def test_reset_classifier():
     assert model(x).shape == (2, model.head_hidden_size)
     model.reset_classifier(0, '')
     assert model(x).ndim == 4
+    model.reset_classifier(4, 'avg')
+    assert model.head_hidden_size == model.num_features
     model.reset_classifier(4, 'catavgmax')
     assert model(x).shape == (2, 4) and model.head_hidden_size == 2 * model.num_features
 

@@ -115,7 +115,7 @@ def test_another_class_count_gets_a_new_classifier(tmp_path):
     file = tmp_path / 'model.safetensors'
     timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
     loaded = tiny(num_classes=5, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)))
-    assert loaded.get_classifier().weight.shape == (5, 16)
+    assert loaded.get_classifier().weight.shape == (5, loaded.head_hidden_size)
     assert torch.equal(loaded.frn.frb2.fc1.weight, model.frn.frb2.fc1.weight)
 
 

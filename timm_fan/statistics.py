@@ -12,8 +12,8 @@ from .data import UNREADABLE, MultiLabelDataset
 from .data.dataset import decode
 from .files import written_folder
 
-__all__ = ['DatasetStatistics', 'ImageScan', 'class_scales', 'co_occurrence', 'describe', 'draw_statistics',
-           'scan_images']
+__all__ = ['DatasetStatistics', 'ImageScan', 'class_scales', 'co_occurrence', 'correlated_classes', 'describe',
+           'draw_statistics', 'scan_images']
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,20 @@ def co_occurrence(dataset: MultiLabelDataset) -> torch.Tensor:
         present = (torch.stack(rows) == 1).float()
         counts += present.T @ present
     return counts.long()
+
+
+def correlated_classes(dataset: MultiLabelDataset) -> List[str]:
+    """Names of all classes, first those whose presence goes most with that of another one.
+
+    By the largest phi coefficient (Pearson's correlation of two indicators) with any other class; unknown labels count
+    as absent.
+    """
+    both = co_occurrence(dataset).double() / len(dataset)
+    share = both.diagonal()
+    spread = (share * (1 - share)).sqrt().clamp(min=1e-12)
+    phi = (both - share[:, None] * share) / (spread[:, None] * spread)
+    largest = phi.fill_diagonal_(-1.).max(dim=1).values
+    return [dataset.class_names[i] for i in largest.argsort(descending=True, stable=True).tolist()]
 
 
 class ImageScan(NamedTuple):

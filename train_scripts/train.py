@@ -35,7 +35,7 @@ from accelerate.utils import (
 )
 from accelerate.utils.memory import should_reduce_batch_size
 from timm.data import create_transform, resolve_model_data_config
-from timm.layers import convert_sync_batchnorm
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.models import get_model_input_config
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
@@ -91,13 +91,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('--grad-accum-steps', type=int, default=1, help='parts that each process computes a step in')
     add('--mixed-precision', choices=['no', 'bf16', 'fp16'], help="default: that of accelerate's configuration, or no")
     add('--sync-bn', action=argparse.BooleanOptionalAction, default=False, help='BatchNorm over all GPUs')
+    add('--freeze-bn', action=argparse.BooleanOptionalAction, default=False,
+        help="keep the backbone's BatchNorm as it is, for small batches and little data")
     add('--torchcompile', nargs='?', const='inductor', choices=[b.value.lower() for b in DynamoBackend],
         help='torch.compile the model (default backend: inductor)')
     add('--grad-checkpointing', action=argparse.BooleanOptionalAction, default=False,
         help='compute activations again instead of keeping them')
     add('--opt', default='adamw', help='a timm optimizer')
     add('--lr', type=float, default=1e-3, help='peak learning rate of the fresh layers')
-    add('--backbone-lr', type=float, help='peak learning rate of the backbone (default: that of --lr)')
+    add('--backbone-lr', type=float, help='peak learning rate of the backbone, 0 to freeze it (default: --lr)')
     add('--lr-base-size', type=int, help='the batch size that the rates are for; they follow --batch-size linearly,'
         ' or by its square root for adaptive optimizers (default: --batch-size)')
     add('--weight-decay', type=float, default=0.05)
@@ -122,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--non-finite', default='stop', choices=['stop', 'skip'],
         help='at a loss of NaN or infinity: stop, or leave the update out, 10 times in succession at most')
     add('--seed', type=int, default=0)
+    add('--report', action=argparse.BooleanOptionalAction, default=True, help='evaluate the best model at the end')
     add('--log-with', default='tensorboard', choices=['tensorboard', 'trackio', 'none'])
     return parser
 
@@ -225,12 +228,17 @@ def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     return model
 
 
-def param_groups(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> List[Dict[str, Any]]:
-    """Norms and biases without decay; the backbone (of a plain model, all but the classifier) with its own rate."""
+def backbone_parameters(model: torch.nn.Module) -> List[torch.nn.Parameter]:
+    """The backbone's, of a plain model all but the classifier's."""
     if hasattr(model, 'backbone'):
-        backbone = {id(p) for p in model.backbone.parameters()}
-    else:
-        backbone = {id(p) for p in model.parameters()} - {id(p) for p in model.get_classifier().parameters()}
+        return list(model.backbone.parameters())
+    head = {id(p) for p in model.get_classifier().parameters()}
+    return [p for p in model.parameters() if id(p) not in head]
+
+
+def param_groups(model: torch.nn.Module, lr: float, backbone_lr: float, weight_decay: float) -> List[Dict[str, Any]]:
+    """Norms and biases without decay; the backbone with its own rate."""
+    backbone = {id(p) for p in backbone_parameters(model)}
     groups = []
     no_decay = model.no_weight_decay() if hasattr(model, 'no_weight_decay') else ()
     for group in param_groups_weight_decay(model, weight_decay, no_weight_decay_list=no_decay):
@@ -367,6 +375,24 @@ def stop_for_signal(accelerator: Accelerator, output: str) -> None:
     sys.exit(EXIT_STOPPED)
 
 
+def report_on_best(accelerator: Accelerator, output: Path, loader: DataLoader, history, args) -> None:
+    """On the model as saved, loaded the way a user loads it."""
+    model = load_model(output / 'best').to(accelerator.device, memory_format=torch.channels_last)
+    logits, targets = predict_logits(model, loader, accelerator, 'report')
+    dataset = loader.dataset
+    scores = evaluate_logits(logits, targets, dataset.class_names)
+    if accelerator.is_main_process:
+        intervals, groups = bootstrap(logits, targets), score_groups(scores, logits, targets, dataset)
+        write_report(
+            output / 'report', scores, logits, targets, dataset, history, intervals=intervals, groups=groups,
+            data=args.data, title=f'{args.model} in {output}',
+            weights=file_sha256(output / 'best' / WEIGHTS_NAME))
+        best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]['mAP'])
+        text = format_scores(scores, intervals, groups)
+        _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, text)
+        _logger.info('model %s, report %s', output / 'best', output / 'report' / 'report.html')
+
+
 def main() -> None:
     args = parse_args()
     output = Path(args.output)
@@ -422,6 +448,13 @@ def main() -> None:
         model.reset_classifier(len(class_names))
     data_config = resolve_model_data_config(model, args=dict(img_size=args.img_size))
     unused = freeze_unused(model, data_config['input_size'])
+    if args.freeze_bn and not hasattr(model, 'backbone'):
+        raise InputError(f'--freeze-bn goes with a fan model, not with {args.model}.')
+    if args.backbone_lr == 0:
+        for parameter in backbone_parameters(model):
+            parameter.requires_grad_(False)
+    if hasattr(model, 'backbone') and (args.freeze_bn or args.backbone_lr == 0):
+        model.backbone = freeze_batch_norm_2d(model.backbone)
     if args.grad_checkpointing:
         try:
             model.set_grad_checkpointing()
@@ -597,21 +630,9 @@ def main() -> None:
         if watch.check('')[1]:
             stop_for_signal(accelerator, args.output)
 
-    # the report is on the model as saved, loaded the way a user loads it
     accelerator.wait_for_everyone()
-    model = load_model(output / 'best').to(accelerator.device, memory_format=torch.channels_last)
-    logits, targets = predict_logits(model, val_loader, accelerator, 'report')
-    scores = evaluate_logits(logits, targets, class_names)
-    if accelerator.is_main_process:
-        intervals, groups = bootstrap(logits, targets), score_groups(scores, logits, targets, val_set)
-        write_report(
-            output / 'report', scores, logits, targets, val_set, history, intervals=intervals, groups=groups,
-            data=args.data, title=f'{args.model} in {output}',
-            weights=file_sha256(output / 'best' / WEIGHTS_NAME))
-        best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]['mAP'])
-        text = format_scores(scores, intervals, groups)
-        _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, text)
-        _logger.info('model %s, report %s', output / 'best', output / 'report' / 'report.html')
+    if args.report:
+        report_on_best(accelerator, output, val_loader, history, args)
     accelerator.wait_for_everyone()  # gloo may hang where the others have left already
     accelerator.end_training()
 

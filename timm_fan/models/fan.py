@@ -54,7 +54,11 @@ class FAN(nn.Module):
 
     With `frn` and `cln` off it is the plain backbone with a linear head; with `cln` off, p2, p3 and p4 are pooled and
     concatenated into one linear layer, the sum of three linear classifiers: the "joint predictions" of Section IV-D1.
-    With `frn` off, the CLN takes x2, x3, x4 for p2, p3, p4 (Section IV-D2), averaged down to x4's grid.
+    `joint` keeps them beside the CLN, and adds the backbone's own x4: in the paper's network x2 and x3 reach the logits
+    through gates and attention weights only, and all that is known of x4 passes a fresh block. With `frn` off, the CLN
+    takes x2, x3, x4 for p2, p3, p4 (Section IV-D2), averaged down to x4's grid.
+
+    The network as the paper prints it: `joint=False, cln_residual=False, global_pool='avg'`.
 
     Args:
         backbone: Name of a timm model that `features_only=True` works for.
@@ -65,6 +69,8 @@ class FAN(nn.Module):
         frn: Use the Feature Refinement Network.
         cln: Use the Correlation Learning Network.
         cln_residual: Add p4 to what the CLN attends to; the paper does not say.
+        joint: With the FRN, let the classifier see x4, p2 and p3 beside the CLN's output. The paper's network has none
+            of it.
         context_pool: Global pooling in the FRBs, 'max' (the paper's) or 'avg' (its Table 6).
         global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`; the paper does not say.
         head: 'linear', or a rival's: 'csra', 'ml_decoder', 'query2label', see `timm_fan.layers`.
@@ -91,8 +97,9 @@ class FAN(nn.Module):
             frn: bool = True,
             cln: bool = True,
             cln_residual: bool = True,
+            joint: bool = True,
             context_pool: str = 'max',
-            global_pool: str = 'avg',
+            global_pool: str = 'fastcatavgmax',
             head: str = 'linear',
             head_args: Optional[Dict[str, Any]] = None,
             drop_rate: float = 0.,
@@ -131,7 +138,10 @@ class FAN(nn.Module):
             channels, reductions, self.embed_dim, context_pool, norm_layer, act_layer, **dd) if frn else None
         p_chs = [self.embed_dim] * 3 if frn else channels
         self.cln = CorrelationLearningNetwork(p_chs, self.embed_dim, cln_residual, **dd) if cln else None
-        self.num_features = sum(p_chs) if frn and not cln else p_chs[-1]
+        self.joint = joint and frn
+        self.num_features = sum(p_chs) if frn and (joint or not cln) else p_chs[-1]
+        if self.joint:
+            self.num_features += channels[-1]
 
         self.head = create_head(head, self.num_features, num_classes, global_pool, drop_rate, head_args, **dd)
         self.head_hidden_size = self.head.num_features
@@ -200,16 +210,20 @@ class FAN(nn.Module):
                 p2, p3, p4 = checkpoint(self.frn, maps)
             else:
                 p2, p3, p4 = self.frn(maps)
+        elif self.cln is not None:
+            for _ in range(self.halvings[0]):
+                p2 = halve(p2)
+            for _ in range(self.halvings[1]):
+                p3 = halve(p3)
+            size = [p4.shape[2], p4.shape[3]]
+            p2, p3 = fit_grid(p2, size, self.exact[0]), fit_grid(p3, size, self.exact[1])
         if self.cln is not None:
-            if self.frn is None:
-                for _ in range(self.halvings[0]):
-                    p2 = halve(p2)
-                for _ in range(self.halvings[1]):
-                    p3 = halve(p3)
-                size = [p4.shape[2], p4.shape[3]]
-                p2, p3 = fit_grid(p2, size, self.exact[0]), fit_grid(p3, size, self.exact[1])
-            return self.cln(p2, p3, p4)
-        return torch.cat([p2, p3, p4], dim=1)
+            p4 = self.cln(p2, p3, p4)
+        if self.joint:
+            return torch.cat([maps[-1], p2, p3, p4], dim=1)
+        if self.frn is not None and self.cln is None:
+            return torch.cat([p2, p3, p4], dim=1)
+        return p4
 
     def forward_intermediates(
             self,
@@ -262,6 +276,7 @@ class FAN(nn.Module):
             prune_norm = True
         if prune_norm:
             self.frn = self.cln = None
+            self.joint = False
             self.norm = nn.ModuleList([
                 norm if i in take_indices else nn.Identity() for i, norm in enumerate(self.norm[:max_index + 1])])
             self.num_features = self.feature_info[-1]['num_chs']

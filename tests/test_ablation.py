@@ -1,0 +1,81 @@
+"""The grid of ablation.py, on tiny scenes."""
+import json
+
+import pytest
+import yaml
+from scipy.stats import ttest_rel
+from test_programs import SCRIPTS, run_here
+
+OPTIONS = dict(
+    data='coco2014', model='fan', backbone='test_resnet', img_size=48, epochs=1, batch_size=8, workers=0,
+    log_with='none', warmup_epochs=0)
+GRID = dict(
+    title='A tiny grid', options=OPTIONS, reference='FAN', seeds=2, search=dict(lr=[1e-3, 1e-2]),
+    rows={'FAN': dict(model_kwargs=dict(embed_dim=16)), 'mean': dict(
+        model_kwargs=dict(frn=False, cln=False, global_pool='avg'))})
+
+
+@pytest.fixture
+def grid(tmp_path):
+    file = tmp_path / 'tiny.yaml'
+    file.write_text(yaml.safe_dump(GRID))
+    return file
+
+
+def test_grid_is_searched_trained_compared_and_goes_on(monkeypatch, capsys, coco_folder, tmp_path, grid):
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    options = [grid, '--data-dir', coco_folder, '--runs', tmp_path / 'runs', '--results', tmp_path]
+    assert run_here(monkeypatch, 'ablation', *options, '--seeds', '1') == 0
+    records = [json.loads(line) for line in (tmp_path / 'tiny.jsonl').read_text().splitlines()]
+    assert [r['search'] for r in records] == 4 * [True] + 2 * [False]
+    for row in GRID['rows']:
+        tried = {r['options']['lr']: r['mAP'] for r in records if r['row'] == row and r['search']}
+        [final] = [r for r in records if r['row'] == row and not r['search']]
+        assert final['options']['lr'] == max(tried, key=tried.get)
+        assert 0 <= final['pointing'] <= 1 and final['AP'].keys() and final['correlated']['classes']
+
+    before = (tmp_path / 'tiny.jsonl').read_text()
+    assert run_here(monkeypatch, 'ablation', *options, '--jobs', '2') == 0
+    after = (tmp_path / 'tiny.jsonl').read_text()
+    assert after.startswith(before) and after.count('\n') == 8
+    records = [json.loads(line) for line in after.splitlines()]
+    found = {row: [r['mAP'] for r in sorted(
+        (r for r in records if r['row'] == row and not r['search']), key=lambda r: r['seed'])] for row in GRID['rows']}
+    page = (tmp_path / 'tiny.md').read_text()
+    p = ttest_rel(found['mean'], found['FAN']).pvalue
+    assert f'p {p:.3f})' in page and f'{100 * sum(found["FAN"]) / 2:.2f} ±' in page
+    assert 'A tiny grid' in page and '34 training and 13 validation images' in page
+
+    monkeypatch.setattr('subprocess.run', None)  # nothing is left to train
+    assert run_here(monkeypatch, 'ablation', *options) == 0
+    assert run_here(monkeypatch, 'ablation', *options, '--table') == 0
+
+
+def test_mistakes(monkeypatch, capsys, coco_folder, tmp_path, grid):
+    def error(*args):
+        assert run_here(monkeypatch, 'ablation', *args, '--results', tmp_path, '--runs', tmp_path / 'runs') == 2
+        return capsys.readouterr().err
+
+    assert 'coco_mini' in error('no_such')
+    assert "no row 'x'" in error(grid, '--rows', 'x')
+    assert 'holds no run' in error(grid, '--table')
+    grid.write_text(yaml.safe_dump({**GRID, 'options': {**OPTIONS, 'epochs': 0}}))
+    assert '--epochs must be at least 1' in error(grid, '--data-dir', coco_folder)
+    grid.write_text(yaml.safe_dump({**GRID, 'reference': 'x'}))
+    assert 'reference must be one of the rows' in error(grid)
+    (tmp_path / 'tiny.jsonl').write_text('{')
+    grid.write_text(yaml.safe_dump(GRID))
+    assert 'tiny.jsonl is damaged' in error(grid)
+
+
+def test_options_of_the_grids_are_train_pys(monkeypatch, capsys, tmp_path):
+    """Each row of each grid gets as far as the data, which is not there."""
+    for file in (SCRIPTS / 'ablations').glob('*.yaml'):
+        grid = yaml.safe_load(file.read_text())
+        assert grid['reference'] in grid['rows']
+        config = tmp_path / file.name
+        options = {**grid['options'], 'data': 'coco2014', 'backbone_weights': None}
+        config.write_text(yaml.safe_dump({**options, **{k: v[0] for k, v in grid['search'].items()}}))
+        assert run_here(
+            monkeypatch, 'train', '--config', config, '--data-dir', tmp_path / 'none', '--output', tmp_path / 'x') == 2
+        assert 'none' in capsys.readouterr().err

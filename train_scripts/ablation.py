@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Train a grid of configurations with several seeds, and compare them.
+
+    python train_scripts/ablation.py scenes                                          # a name in train_scripts/ablations
+    python train_scripts/ablation.py coco_mini --data-dir ../shared/coco_mini --jobs 2
+    python train_scripts/ablation.py scenes --table                                  # the page again, nothing trained
+
+Each run is one of train.py, in RUNS/GRID/ROW-seedN. What it gave is added to RESULTS/GRID.jsonl, and RESULTS/GRID.md
+compares the rows; a run that stands there is not trained again, one that was interrupted goes on. Figures are of the
+last epoch, so that no epoch is chosen on the validation images.
+
+A grid is a YAML file: `options` of train.py for all rows, `rows` (name: options), `reference` (a row), `seeds` (how
+many), and `search` (option: list of values), of which each row takes what is best for it with `search_seed`.
+"""
+import argparse
+import itertools
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import torch
+import yaml
+from accelerate import Accelerator
+from timm.data import resolve_model_data_config
+from torch.utils.data import DataLoader
+
+from timm_fan import InputError
+from timm_fan.errors import exit_on_input_error
+from timm_fan.evaluation import dataset_for_model, predict_logits
+from timm_fan.explain import localization
+from timm_fan.files import write_text
+from timm_fan.groups import score_groups
+from timm_fan.metrics import evaluate_logits
+from timm_fan.models import load_model
+from timm_fan.statistics import correlated_classes
+
+SCRIPTS = Path(__file__).parent
+GRIDS = SCRIPTS / 'ablations'
+KEYS = {'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed'}
+_lock = threading.Lock()
+
+Options = Dict[str, Any]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('grid', help='a name in train_scripts/ablations or a YAML file')
+    add('--data-dir', default='data', help='folder of the data set (default: %(default)s)')
+    add('--runs', type=Path, default=Path('runs'), help='folder of the run folders (default: %(default)s)')
+    add('--results', type=Path, default=SCRIPTS / 'results', help='folder of the results (default: %(default)s)')
+    add('--seeds', type=int, help="how many (default: the grid's)")
+    add('--rows', nargs='+', metavar='NAME', help='train only these rows')
+    add('--jobs', type=int, default=1, help='runs at a time, which share the CPU cores (default: %(default)s)')
+    add('--table', action='store_true', help='train nothing, write the page from what is there')
+    return parser.parse_args()
+
+
+def read_grid(name: str) -> Tuple[str, Dict[str, Any]]:
+    file = Path(name) if name.endswith(('.yaml', '.yml')) else GRIDS / f'{name}.yaml'
+    if not file.is_file():
+        known = ', '.join(sorted(p.stem for p in GRIDS.glob('*.yaml')))
+        raise InputError(f'No grid {file}. Give a YAML file or one of {known}.')
+    try:
+        grid = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f'{file} is not valid YAML: {error}') from error
+    if not isinstance(grid, dict) or not isinstance(grid.get('rows'), dict) or set(grid) - KEYS:
+        raise InputError(f'{file} must hold rows, and of other keys only {", ".join(sorted(KEYS - {"rows"}))}.')
+    if grid.get('reference') not in grid['rows']:
+        raise InputError(f"{file}: reference must be one of the rows, got {grid.get('reference')!r}.")
+    return file.stem, {'options': {}, 'search': {}, 'search_seed': 1000, 'seeds': 5, **grid}
+
+
+def merged(*layers: Options) -> Options:
+    """Options of train.py, the later over the earlier; model arguments are merged one by one."""
+    options: Options = {}
+    for layer in layers:
+        kwargs = {**options.get('model_kwargs', {}), **(layer or {}).get('model_kwargs', {})}
+        options = {**options, **(layer or {})}
+        if kwargs:
+            options['model_kwargs'] = kwargs
+    return options
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a row, its options, and whether it belongs to the search."""
+    row: str
+    seed: int
+    options: Options
+    search: bool = False
+
+    @property
+    def name(self) -> str:
+        found = '-'.join(f'{k}={v}' for k, v in self.options.items() if self.search and k not in ('model_kwargs',))
+        slug = re.sub(r'[^\w.=+-]+', '_', f'{self.row}-{found}' if self.search else self.row)
+        return f'{slug}-seed{self.seed}'
+
+
+class Results:
+    """A file with one JSON object a line for each finished run."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.records: List[dict] = []
+        if file.is_file():
+            try:
+                self.records = [json.loads(line) for line in file.read_text().splitlines()]
+            except json.JSONDecodeError as error:
+                raise InputError(f'{file} is damaged: {error}. Remove the line.') from error
+
+    def find(self, run: Run) -> List[dict]:
+        return [r for r in self.records if (r['row'], r['seed'], r['search'], r['options']) == (
+            run.row, run.seed, run.search, run.options)]
+
+    def add(self, record: dict) -> None:
+        with _lock:
+            self.records.append(record)
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.file, ''.join(json.dumps(r) + '\n' for r in self.records))
+
+
+def train(run: Run, grid: Dict[str, Any], folder: Path, args: argparse.Namespace) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = folder.with_name(f'{folder.name}.yaml')
+    options = merged(grid['options'], run.options, dict(data_dir=args.data_dir, seed=run.seed, report=False))
+    write_text(config, yaml.safe_dump(options))
+    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    result = subprocess.run(
+        [sys.executable, SCRIPTS / 'train.py', '--config', config, '--output', folder, '--resume'],
+        env={'OMP_NUM_THREADS': threads, **os.environ}, capture_output=True, text=True)
+    if result.returncode:
+        raise InputError(f'{folder} ended with exit code {result.returncode}: {result.stderr.strip()[-2000:]}')
+
+
+@torch.no_grad()
+def evaluate(run: Run, grid: Dict[str, Any], folder: Path, args: argparse.Namespace) -> dict:
+    """What the last model of a run scores, with where it comes from."""
+    accelerator = Accelerator()
+    model = load_model(folder / 'last').to(accelerator.device)
+    data = grid['options'].get('data', 'scenes')
+    dataset = dataset_for_model(model, data, args.data_dir, 'val')
+    loader = accelerator.prepare(DataLoader(dataset, 32))
+    logits, targets = predict_logits(model, loader, accelerator)
+    scores = evaluate_logits(logits, targets, dataset.class_names)
+    groups = score_groups(scores, logits, targets, dataset)
+    ap = {c.name: c.AP for c in scores.per_class}
+    tied = [name for name in correlated_classes(dataset) if ap[name] is not None][:6]
+    located = dataset.boxes is not None and not run.search
+    where = localization(model, dataset, resolve_model_data_config(model)) if located else None
+    record = json.loads((folder / 'run.json').read_text())
+    return dict(
+        row=run.row, seed=run.seed, search=run.search, options=run.options, mAP=scores.mAP, CF1=scores.all.CF1,
+        OF1=scores.all.OF1, tail=asdict(groups.tail), small=asdict(groups.small) if groups.small else None,
+        correlated=dict(classes=tied, mAP=statistics.fmean(ap[n] for n in tied) if tied else None),
+        pointing=where and where.pointing, energy=where and where.energy, centre=where and where.centre,
+        area=where and where.area, AP=ap,
+        **{k: record[k] for k in (
+            'parameters', 'train_images', 'val_images', 'seconds', 'hardware', 'versions', 'git_revision', 'data')})
+
+
+def do(runs: List[Run], grid: Dict[str, Any], results: Results, base: Path, args: argparse.Namespace) -> None:
+    """Train and evaluate what is not in the results yet."""
+    missing = [run for run in runs if not results.find(run)]
+
+    def one(run: Run) -> None:
+        folder = base / run.name
+        train(run, grid, folder, args)
+        with _lock:
+            record = evaluate(run, grid, folder, args)
+        results.add(record)
+        shutil.rmtree(folder / 'checkpoints')
+        print(f'{run.name}: mAP {100 * record["mAP"]:.2f}, {record["seconds"]:.0f} s', flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for future in [pool.submit(one, run) for run in missing]:
+            future.result()
+
+
+def chosen_options(row: str, grid: Dict[str, Any], results: Results) -> Tuple[Options, List[dict]]:
+    """The row's options with what its search found best, and the records of the search."""
+    own = grid['rows'][row] or {}
+    tried = [r for run in search_runs(row, grid) for r in results.find(run)]
+    if not tried:
+        return own, []
+    return max(tried, key=lambda r: r['mAP'])['options'], tried
+
+
+def search_runs(row: str, grid: Dict[str, Any]) -> List[Run]:
+    values = itertools.product(*grid['search'].values()) if grid['search'] else ()
+    return [Run(row, grid['search_seed'], merged(grid['rows'][row], dict(zip(grid['search'], v))), True)
+            for v in values]
+
+
+def percent(values: List[float]) -> str:
+    values = [100 * v for v in values if v is not None]
+    if not values:
+        return ''
+    return f'{statistics.fmean(values):.2f}' + (f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else '')
+
+
+def paired(row: List[dict], reference: List[dict]) -> str:
+    """Difference of the mAP over the seeds that both have, with its 95% interval and the p of a paired t-test."""
+    from scipy.stats import ttest_rel
+
+    seeds = {r['seed']: r['mAP'] for r in reference}
+    pairs = [(100 * r['mAP'], 100 * seeds[r['seed']]) for r in row if r['seed'] in seeds]
+    if row is reference or len(pairs) < 2:
+        return ''
+    test = ttest_rel(*zip(*pairs))
+    low, high = test.confidence_interval()
+    return f'{statistics.fmean(a - b for a, b in pairs):+.2f} ({low:+.2f} to {high:+.2f}, p {test.pvalue:.3f})'
+
+
+def page(name: str, grid: Dict[str, Any], results: Results, seeds: int) -> str:
+    """The comparison as Markdown."""
+    rows = {}
+    for row in grid['rows']:
+        options, tried = chosen_options(row, grid, results)
+        rows[row] = ([r for seed in range(seeds) for r in results.find(Run(row, seed, options))], options, tried)
+    reference = rows[grid['reference']][0]
+    lines = [
+        f'| | {" | ".join(grid["search"])} | mAP | minus {grid["reference"]} | CF1 | OF1 | rarest six | smallest six |'
+        ' most correlated six | pointing game | energy in boxes | M parameters | min | seeds |',
+        '|---' * (13 + len(grid['search'])) + '|']
+    for row, (found, options, _) in rows.items():
+        if not found:
+            continue
+        cells = [row, *(str(options[k]) for k in grid['search'])]
+        cells += [percent([r['mAP'] for r in found]), paired(found, reference)]
+        cells += [percent([r[k] for r in found]) for k in ('CF1', 'OF1')]
+        cells += [percent([(r[k] or {}).get('mAP') for r in found]) for k in ('tail', 'small', 'correlated')]
+        cells += [percent([r[k] for r in found]) for k in ('pointing', 'energy')]
+        cells += [f'{found[0]["parameters"] / 1e6:.2f}', f'{statistics.fmean(r["seconds"] for r in found) / 60:.1f}',
+                  str(len(found))]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    all_found = [r for found, _, _ in rows.values() for r in found]
+    if not all_found:
+        raise InputError(f'{results.file} holds no run of this grid yet.')
+    one = all_found[0]
+    hardware = sorted({r['hardware'] for r in all_found})
+    versions = sorted({', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in all_found})
+    text = [f'# {grid.get("title", name)}', '', f'`python train_scripts/ablation.py {name}`, by this program from'
+            f' [{results.file.name}]({results.file.name}), one line a run. {one["train_images"]} training and'
+            f' {one["val_images"]} validation images. mean ± standard deviation over seeds, in %; differences with'
+            ' the 95% interval of a paired t-test over seeds. The last epoch counts, none is chosen on the validation'
+            ' images.', '', *lines, '']
+    if one['pointing'] is not None:
+        text += [f'For comparison: the centre of the image points at {100 * one["centre"]:.2f}%, a uniform map has'
+                 f' {100 * one["area"]:.2f}% of its energy in the boxes.', '']
+    for key, title in (('tail', 'Rarest'), ('small', 'Smallest'), ('correlated', 'Most correlated')):
+        if one[key] and one[key]['classes']:
+            text.append(f'{title}: {", ".join(one[key]["classes"])}.')
+    text += ['', f'Options of all rows: `{json.dumps(grid["options"])}`.', '', '| row | options |', '|---|---|']
+    text += [f'| {row} | `{json.dumps(grid["rows"][row] or {})}` |' for row in rows]
+    searched = [(row, tried) for row, (_, _, tried) in rows.items() if tried]
+    if searched:
+        text += ['', f'Search, one run each with seed {grid["search_seed"]}; the best mAP was taken:', '',
+                 f'| | {" | ".join(grid["search"])} | mAP |', '|---' * (2 + len(grid['search'])) + '|']
+        text += ['| ' + ' | '.join([row, *(str(r['options'][k]) for k in grid['search']), percent([r['mAP']])]) + ' |'
+                 for row, tried in searched for r in tried]
+    text += ['', *(f'Hardware: {h}.' for h in hardware), *(f'Versions: {v}.' for v in versions), '']
+    return '\n'.join(text)
+
+
+def main() -> None:
+    args = parse_args()
+    name, grid = read_grid(args.grid)
+    unknown = set(args.rows or ()) - set(grid['rows'])
+    if unknown:
+        raise InputError(f"--rows: no row '{unknown.pop()}'. The grid has: {', '.join(grid['rows'])}.")
+    seeds = args.seeds or grid['seeds']
+    results = Results(args.results / f'{name}.jsonl')
+    if not args.table:
+        rows = args.rows or list(grid['rows'])
+        base = args.runs / name
+        do([run for row in rows for run in search_runs(row, grid)], grid, results, base, args)
+        do([Run(row, seed, chosen_options(row, grid, results)[0]) for seed in range(seeds) for row in rows],
+           grid, results, base, args)
+    file = args.results / f'{name}.md'
+    write_text(file, page(name, grid, results, seeds))
+    print(f'page {file}')
+
+
+if __name__ == '__main__':
+    with exit_on_input_error():
+        main()
