@@ -135,10 +135,9 @@ def train(run: Run, grid: Dict[str, Any], folder: Path, args: argparse.Namespace
     config = folder.with_name(f'{folder.name}.yaml')
     options = merged(grid['options'], run.options, dict(data_dir=args.data_dir, seed=run.seed, report=False))
     write_text(config, yaml.safe_dump(options))
-    threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     result = subprocess.run(
         [sys.executable, SCRIPTS / 'train.py', '--config', config, '--output', folder, '--resume'],
-        env={'OMP_NUM_THREADS': threads, **os.environ}, capture_output=True, text=True)
+        env={'OMP_NUM_THREADS': str(torch.get_num_threads()), **os.environ}, capture_output=True, text=True)
     if result.returncode:
         raise InputError(f'{folder} ended with exit code {result.returncode}: {result.stderr.strip()[-2000:]}')
 
@@ -275,6 +274,7 @@ def page(name: str, grid: Dict[str, Any], results: Results, seeds: int) -> str:
 
 def main() -> None:
     args = parse_args()
+    torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))  # threads that share a core wait for each other
     name, grid = read_grid(args.grid)
     unknown = set(args.rows or ()) - set(grid['rows'])
     if unknown:
