@@ -464,7 +464,8 @@ def main() -> None:
         if accelerator.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs.')
         model = convert_sync_batchnorm(model)
-    model = model.to(memory_format=torch.channels_last)
+    if not sharded:  # FSDP takes contiguous parameters only
+        model = model.to(memory_format=torch.channels_last)
     train_set.transform = create_transform(
         **data_config, is_training=True, scale=(args.min_crop, 1.), color_jitter=None, auto_augment=args.aa)
     val_set.transform = create_transform(**data_config)
