@@ -8,9 +8,7 @@ from timm.data import Mixup
 
 from timm_fan import InputError
 from timm_fan.data import MultiLabelMixup
-from timm_fan.loss import create_loss
-
-LOSSES = ['bce', 'asl', 'poly', 'twoway', 'zlpr', 'db']
+from timm_fan.loss import LOSSES, create_loss
 
 
 def make(name, **kwargs):
@@ -33,6 +31,14 @@ def test_bce_is_equation_6():
             total -= (math.log(p) if targets[i, j] else math.log(1 - p)) / 15
     assert make('bce')(logits, targets).item() == pytest.approx(total, rel=1e-5)
     torch.testing.assert_close(make('bce')(logits, targets), nn.MultiLabelSoftMarginLoss()(logits, targets))
+
+
+def test_focal_loss_by_hand():
+    logits, targets = batch()
+    p = logits.sigmoid()
+    likelihood = torch.where(targets == 1, p, 1 - p)[targets >= 0]
+    wanted = (-(1 - likelihood) ** 2 * likelihood.log()).mean()
+    torch.testing.assert_close(make('focal')(logits, targets), wanted)
 
 
 @pytest.mark.parametrize('name', LOSSES)

@@ -4,13 +4,28 @@ from typing import Optional, Sequence
 import torch
 import torch.nn as nn
 from timm.loss import MULTI_LABEL_LOSS_TYPES, create_classification_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from timm_fan.errors import InputError
 
-__all__ = ['MaskedLoss', 'create_loss']
+__all__ = ['LOSSES', 'FocalLoss', 'MaskedLoss', 'create_loss']
+
+LOSSES = (*MULTI_LABEL_LOSS_TYPES, 'focal')
 
 # exp() of it is zero in float32: an absent label with this logit adds nothing to a log-sum-exp
 _ABSENT_LOGIT = -1e4
+
+
+class FocalLoss(nn.Module):
+    """Focal loss with gamma 2 and both kinds of labels weighted alike, https://arxiv.org/abs/1708.02002, Eq. 4."""
+
+    def __init__(self, smoothing: float = 0.):
+        super().__init__()
+        self.smoothing, self.reduction = smoothing, 'none'
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        targets = targets * (1 - self.smoothing) + 0.5 * self.smoothing
+        return sigmoid_focal_loss(logits, targets, alpha=-1, gamma=2, reduction=self.reduction)
 
 
 class MaskedLoss(nn.Module):
@@ -53,7 +68,7 @@ def create_loss(
     """Create a masked multi-label loss.
 
     Args:
-        name: One of `timm.loss.MULTI_LABEL_LOSS_TYPES`: bce, asl, poly, twoway, zlpr, db.
+        name: One of LOSSES: timm's bce, asl, poly, twoway, zlpr, db, and focal.
         smoothing: Moves each known target this share of the way to 0.5.
         soft_targets: Targets come from Mixup or CutMix; twoway and zlpr refuse them.
         class_counts: Positive training images of each class, for db.
@@ -62,10 +77,12 @@ def create_loss(
     Raises:
         InputError: Unknown name, or a combination that the loss refuses.
     """
-    if name not in MULTI_LABEL_LOSS_TYPES:
-        raise InputError(f"Unknown loss '{name}', expected one of {', '.join(MULTI_LABEL_LOSS_TYPES)}.")
+    if name not in LOSSES:
+        raise InputError(f"Unknown loss '{name}', expected one of {', '.join(LOSSES)}.")
     if (soft_targets or smoothing) and name in ('twoway', 'zlpr'):
         raise InputError(f"Loss '{name}' needs binary targets: set mixup, cutmix and smoothing to 0.")
+    if name == 'focal':
+        return MaskedLoss(FocalLoss(smoothing))
     counts = dict(class_counts=class_counts, num_samples=num_samples) if name == 'db' else {}
     # our Mixup leaves the smoothing to the loss, so timm is not told of soft targets
     return MaskedLoss(create_classification_loss(name, multi_label=True, smoothing=smoothing, **counts))

@@ -10,7 +10,8 @@ compares the rows; a run that stands there is not trained again, one that was in
 last epoch, so that no epoch is chosen on the validation images.
 
 A grid is a YAML file: `options` of train.py for all rows, `rows` (name: options), `reference` (a row), `seeds` (how
-many), and `search` (option: list of values), of which each row takes what is best for it with `search_seed`.
+many), and `search` (option: list of values), of which each row takes what is best for it with `search_seed`. With
+`base` it is another grid, whose options it adds to and whose other keys it replaces.
 """
 import argparse
 import itertools
@@ -45,7 +46,7 @@ from timm_fan.statistics import correlated_classes
 
 SCRIPTS = Path(__file__).parent
 GRIDS = SCRIPTS / 'ablations'
-KEYS = {'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed'}
+KEYS = {'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed'}
 _lock = threading.Lock()
 
 Options = Dict[str, Any]
@@ -74,6 +75,9 @@ def read_grid(name: str) -> Tuple[str, Dict[str, Any]]:
         grid = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f'{file} is not valid YAML: {error}') from error
+    if isinstance(grid, dict) and 'base' in grid:
+        _, base = read_grid(str(grid['base']))
+        grid = {**base, **grid, 'options': merged(base['options'], grid.get('options'))}
     if not isinstance(grid, dict) or not isinstance(grid.get('rows'), dict) or set(grid) - KEYS:
         raise InputError(f'{file} must hold rows, and of other keys only {", ".join(sorted(KEYS - {"rows"}))}.')
     if grid.get('reference') not in grid['rows']:

@@ -36,7 +36,6 @@ from accelerate.utils import (
 from accelerate.utils.memory import should_reduce_batch_size
 from timm.data import create_transform, resolve_model_data_config
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
-from timm.loss import MULTI_LABEL_LOSS_TYPES
 from timm.models import get_model_input_config
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
@@ -54,7 +53,7 @@ from timm_fan.files import recover_folder, write_text
 from timm_fan.groups import score_groups
 from timm_fan.health import Watch, executable_batch_size, freeze_unused
 from timm_fan.hub import WEIGHTS_NAME
-from timm_fan.loss import create_loss
+from timm_fan.loss import LOSSES, create_loss
 from timm_fan.metrics import evaluate_logits
 from timm_fan.models import create_model, label_names, load_model, save_model
 from timm_fan.provenance import environment, file_sha256
@@ -108,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--clip-grad', type=float, default=0., help='maximum norm of the gradients, 0 for none')
     add('--ema-decay', type=float, default=0., help='moving average of the weights, evaluated in their place; 0: none')
 
-    add('--loss', default='bce', choices=MULTI_LABEL_LOSS_TYPES)
+    add('--loss', default='bce', choices=LOSSES)
     add('--smoothing', type=float, default=0., help='label smoothing')
     add('--mixup', type=float, default=0., help='alpha of Mixup, 0 for none')
     add('--cutmix', type=float, default=0., help='alpha of CutMix, 0 for none')
