@@ -136,7 +136,7 @@ def plot_maps(
         axis.axis('off')
     for line, (name, pictures) in zip(axes, rows):
         line[0].imshow(photo)
-        line[0].set_title(name, fontsize=9)
+        line[0].set_title(textwrap.fill(name, 36), fontsize=9)
         for axis, (text, color, picture) in zip(line[1:], pictures):
             axis.imshow(picture)
             axis.set_title(text, fontsize=9, color=color)
