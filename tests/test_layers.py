@@ -49,15 +49,19 @@ def conv(x, layer):
     return out
 
 
+def batch_norm(x, norm):
+    y = np.empty_like(x)
+    for c in range(len(x)):
+        y[c] = (x[c] - norm.running_mean[c].item()) / math.sqrt(norm.running_var[c].item() + norm.eps)
+        y[c] = y[c] * norm.weight[c].item() + norm.bias[c].item()
+    return y
+
+
 def test_ftb_is_a_projection_and_a_residual_block():
     block = randomize(FeatureTransformBlock(3, 4))
     x = randn(1, 3, 4, 5)
-    projected = conv(x[0].numpy(), block.proj)
-    norm = block.norm1
-    y = conv(projected, block.conv1)
-    for c in range(4):
-        y[c] = (y[c] - norm.running_mean[c].item()) / math.sqrt(norm.running_var[c].item() + norm.eps)
-        y[c] = y[c] * norm.weight[c].item() + norm.bias[c].item()
+    projected = batch_norm(conv(x[0].numpy(), block.proj), block.norm0)
+    y = batch_norm(conv(projected, block.conv1), block.norm1)
     expected = np.maximum(projected + conv(np.maximum(y, 0), block.conv2), 0)
     np.testing.assert_allclose(block(x)[0].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 

@@ -54,7 +54,9 @@ class FeatureTransformBlock(nn.Module):
     """FTB (the paper also says RTB): brings a feature map to K channels, Figure 3 (b).
 
     A 1x1 convolution, then a residual block: 3x3 convolution, batch norm, ReLU, 3x3 convolution, plus identity, ReLU.
-    The last ReLU is the one of [51], the paper's figure does not show it.
+    The last ReLU is the one of [51], the paper's figure does not show it. The 1x1 convolution has a batch norm too: the
+    text's "following the first convolution" may mean either, and it makes the block blind to the scale of a backbone's
+    maps, which differs by ten times between stages and networks.
 
     The last convolution starts at zero: a fresh block is a linear map and a ReLU, which keeps SGD at the paper's
     learning rate of 0.1 stable (https://arxiv.org/abs/1706.02677, Section 5.1, does the same to ResNet's blocks).
@@ -71,7 +73,8 @@ class FeatureTransformBlock(nn.Module):
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        self.proj = nn.Conv2d(in_chs, out_chs, kernel_size=1, **dd)
+        self.proj = nn.Conv2d(in_chs, out_chs, kernel_size=1, bias=False, **dd)
+        self.norm0 = norm_layer(out_chs, **dd)
         self.conv1 = nn.Conv2d(out_chs, out_chs, kernel_size=3, padding=1, bias=False, **dd)
         self.norm1 = norm_layer(out_chs, **dd)
         self.act1 = act_layer()
@@ -82,13 +85,12 @@ class FeatureTransformBlock(nn.Module):
     def init_weights(self) -> None:
         nn.init.kaiming_normal_(self.proj.weight, nonlinearity='relu')
         nn.init.kaiming_normal_(self.conv1.weight, nonlinearity='relu')
-        nn.init.zeros_(self.proj.bias)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chs, H, W) -> (B, out_chs, H, W)"""
-        x = self.proj(x)
+        x = self.norm0(self.proj(x))
         residual = self.conv2(self.act1(self.norm1(self.conv1(x))))
         return self.act2(x + residual)
 
