@@ -1,13 +1,17 @@
+import json
+
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import create_transform
+from test_programs import run_here
+from timm.data import create_transform, resolve_model_data_config
 
 from timm_fan import InputError
-from timm_fan.data import MultiLabelDataset, Sample
+from timm_fan.data import MultiLabelDataset, Sample, read_coco
 from timm_fan.explain import activation_maps, attention_maps, box_mask, crop_box, localization, overlay
+from timm_fan.models import save_model
 
 
 def test_is_cam_where_the_head_is_average_pooling_and_linear():
@@ -16,9 +20,11 @@ def test_is_cam_where_the_head_is_average_pooling_and_linear():
     image = torch.rand(3, 96, 96)
     with torch.inference_mode():
         features = model.forward_features(image[None])[0]
-        wanted = torch.einsum('chw,c->hw', features, model.head.fc.weight[2]).relu()
+        cams = torch.einsum('chw,kc->khw', features, model.head.fc.weight).relu()
+        index = cams.amax((1, 2)).argmax().item()
+        wanted = cams[index]
         logits = model(image[None])[0]
-    (cam,), found = activation_maps(model, image, [2])
+    (cam,), found = activation_maps(model, image, [index])
     assert cam.shape == (96, 96) and torch.allclose(found, logits, atol=1e-6)
     assert cam.max() == 1 and cam.min() >= 0
     wanted = torch.nn.functional.interpolate(wanted[None, None], (96, 96), mode='bilinear')[0, 0]
@@ -115,6 +121,48 @@ def test_pointing_game_by_hand(tmp_path):
     with pytest.raises(InputError, match='needs boxes'):
         localization(Bright().eval(), MultiLabelDataset.from_samples(
             tmp_path, [Sample('0.png', (0,))], ['a'], create_transform(**config)), config)
+
+
+@pytest.fixture(scope='module')
+def saved(coco_folder, tmp_path_factory):
+    """A FAN and its bare backbone, untrained."""
+    names = read_coco(coco_folder, 'val2014').class_names
+    folders = []
+    for kwargs in (dict(embed_dim=16), dict(frn=False, cln=False)):
+        model = timm.create_model('fan', backbone='test_resnet', num_classes=len(names), **kwargs)
+        folders.append(tmp_path_factory.mktemp('models') / 'model')
+        config = resolve_model_data_config(model, args=dict(img_size=64))
+        save_model(model, folders[-1], names, config)
+    return folders
+
+
+def test_program_draws_and_measures(monkeypatch, capsys, saved, coco_folder, tmp_path):
+    options = ['--beside', saved[1], '--data', 'coco2014', '--data-dir', coco_folder, '--num-images', '2']
+    assert run_here(monkeypatch, 'explain', saved[0], *options, '--output', tmp_path / 'maps') == 0
+    assert sorted(p.name for p in (tmp_path / 'maps').iterdir()) == ['000000.png', '000012.png', 'localization.json']
+    records = json.loads((tmp_path / 'maps' / 'localization.json').read_text())
+    assert [r['model'] for r in records] == [str(folder) for folder in saved]
+    assert all(0 <= r['pointing'] <= 1 and 0 < r['labels'] for r in records)
+    assert records[0]['area'] == records[1]['area']
+    assert capsys.readouterr().out.count('pointing game') == 2
+
+    photo = coco_folder / 'val2014' / '3.jpg'
+    options = ['--labels', 'tree', '--maps', 'attention', '--output', tmp_path / 'one']
+    assert run_here(monkeypatch, 'explain', saved[0], photo, *options) == 0
+    assert Image.open(tmp_path / 'one' / '3.png').width > 300
+
+
+def test_mistakes_of_the_program(monkeypatch, capsys, saved, coco_folder, tmp_path):
+    photo = coco_folder / 'val2014' / '3.jpg'
+    (tmp_path / 'broken.jpg').write_bytes(b'')
+    for options, words in (
+            ([saved[0]], 'image files or --data'), ([saved[0], photo, '--labels', 'cat'], "no label 'cat'"),
+            ([saved[1], photo, '--maps', 'attention'], 'no attention|Only a FAN'),
+            ([saved[0], tmp_path / 'none.jpg'], 'none.jpg'), ([saved[0], tmp_path / 'broken.jpg'], 'broken.jpg'),
+            ([tmp_path, photo], 'config.json')):
+        assert run_here(monkeypatch, 'explain', *options, '--output', tmp_path / 'maps') == 2
+        error = capsys.readouterr().err
+        assert any(word in error for word in words.split('|')) and 'Traceback' not in error
 
 
 @pytest.mark.parametrize('size', [(200, 120), (120, 200), (97, 97)])
