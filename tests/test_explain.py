@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -150,6 +151,15 @@ def test_program_draws_and_measures(monkeypatch, capsys, saved, coco_folder, tmp
     options = ['--labels', 'tree', '--maps', 'attention', '--output', tmp_path / 'one']
     assert run_here(monkeypatch, 'explain', saved[0], photo, *options) == 0
     assert Image.open(tmp_path / 'one' / '3.png').width > 300
+
+
+def test_unreadable_images_are_left_out(monkeypatch, capsys, saved, coco_folder, tmp_path):
+    data = shutil.copytree(coco_folder, tmp_path / 'coco')
+    (data / 'val2014' / '0.jpg').write_bytes(b'')
+    options = ['--data', 'coco2014', '--data-dir', data, '--num-images', '2', '--output', tmp_path / 'maps']
+    assert run_here(monkeypatch, 'explain', saved[0], *options) == 0
+    assert sorted(p.name for p in (tmp_path / 'maps').iterdir()) == ['000012.png', 'localization.json']
+    assert '0.jpg' in capsys.readouterr().out
 
 
 def test_mistakes_of_the_program(monkeypatch, capsys, saved, coco_folder, tmp_path):

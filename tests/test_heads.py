@@ -45,6 +45,8 @@ def test_saved_and_loaded(head, tmp_path):
 def test_wrong_names_and_arguments():
     with pytest.raises(InputError, match="'linear', 'csra'"):
         bare('mlp')
+    with pytest.raises(InputError, match='num_heads=3'):
+        bare('csra', head_args=dict(num_heads=3))
     with pytest.raises(TypeError, match='no_such'):
         bare('csra', head_args=dict(no_such=1))
 

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import tqdm
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from torch.utils.data import IterableDataset
 
 from timm_fan import InputError
 from timm_fan.data import SOURCES, UNREADABLE, MultiLabelDataset, load_image
@@ -112,9 +113,16 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if args.data:
         dataset = dataset_for_model(models[0][1], args.data, args.data_dir, args.split)
+        if isinstance(dataset, IterableDataset):
+            raise InputError(f'--data {args.data}: images of a stream cannot be picked, leave streaming out.')
         steps = torch.linspace(0, len(dataset) - 1, min(args.num_images, len(dataset))).round().long().unique()
         for i in steps.tolist():
-            explain(args, models, dataset.load(i), dataset.target(i), args.output / f'{i:06d}.png')
+            try:
+                photo = dataset.load(i)
+            except UNREADABLE as error:
+                print(f'unreadable image {dataset.images.name(i)} ({error}), left out')
+                continue
+            explain(args, models, photo, dataset.target(i), args.output / f'{i:06d}.png')
         measure(args, models, dataset)
     for file in map(Path, args.images):
         try:

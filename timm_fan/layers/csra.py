@@ -9,6 +9,8 @@ from typing import Tuple
 import torch
 import torch.nn as nn
 
+from timm_fan.errors import InputError
+
 __all__ = ['CSRA']
 
 # of each number of heads, Section 3.3; infinity is a maximum
@@ -33,6 +35,9 @@ class CSRA(nn.Module):
         num_classes: Number of classes.
         num_heads: 1, 2, 4, 6 or 8. The authors have 4 on COCO with ResNet-101, 1 on VOC.
         lam: Weight of the attention. The authors have 0.5 on COCO, 0.1 on VOC.
+
+    Raises:
+        timm_fan.InputError: Another number of heads.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class CSRA(nn.Module):
             dtype=None,
     ):
         super().__init__()
+        if num_heads not in TEMPERATURES:
+            raise InputError(f'CSRA has {", ".join(map(str, TEMPERATURES))} heads, got num_heads={num_heads}.')
         self.lam = lam
         self.temperatures: Tuple[float, ...] = TEMPERATURES[num_heads]
         self.weight = nn.Parameter(torch.empty(num_heads, num_classes, in_features, device=device, dtype=dtype))

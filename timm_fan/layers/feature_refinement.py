@@ -56,7 +56,7 @@ class FeatureTransformBlock(nn.Module):
     A 1x1 convolution, then a residual block: 3x3 convolution, batch norm, ReLU, 3x3 convolution, plus identity, ReLU.
     The last ReLU is the one of [51], the paper's figure does not show it. The 1x1 convolution has a batch norm too: the
     text's "following the first convolution" may mean either, and it makes the block blind to the scale of a backbone's
-    maps, which differs by ten times between stages and networks.
+    maps, which differs between stages and networks.
 
     The last convolution starts at zero: a fresh block is a linear map and a ReLU, which keeps SGD at the paper's
     learning rate of 0.1 stable (https://arxiv.org/abs/1706.02677, Section 5.1, does the same to ResNet's blocks).

@@ -58,7 +58,8 @@ class FAN(nn.Module):
     through gates and attention weights only, and all that is known of x4 passes a fresh block. With `frn` off, the CLN
     takes x2, x3, x4 for p2, p3, p4 (Section IV-D2), averaged down to x4's grid.
 
-    The network as the paper prints it: `joint=False, cln_residual=False, global_pool='avg'`.
+    Without what the paper does not print: `joint=False, cln_residual=False, global_pool='avg'`; the FTBs keep their
+    batch norm after the 1x1 convolution.
 
     Args:
         backbone: Name of a timm model that `features_only=True` works for.
