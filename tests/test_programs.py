@@ -86,6 +86,18 @@ def test_run_folder(run_folder):
     assert len(history(run_folder)) == 2
 
 
+def test_epochs_without_evaluation(monkeypatch, coco_folder, tmp_path):
+    """The last is evaluated always, and the best is one of those that were."""
+    run, options = tmp_path / 'run', ['--epochs', '3', '--val-interval', '2', '--data-dir', coco_folder]
+    assert run_here(monkeypatch, 'train', *TINY, *options, '--output', run) == 0
+    with open(run / 'history.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row['mAP']) for row in rows] == [False, True, True] and all(row['train_loss'] for row in rows)
+    assert (run / 'report' / 'curves.png').stat().st_size
+    best = json.loads((run / 'report' / 'metrics.json').read_text())
+    assert best['mAP'] == pytest.approx(max(float(row['mAP']) for row in rows[1:]), abs=1e-5)
+
+
 def test_model_folder_needs_nothing_else(run_folder, coco_folder, tmp_path):
     folder = shutil.copytree(run_folder / 'best', tmp_path / 'moved')
     model = timm.create_model(f'local-dir:{folder}', pretrained=True)

@@ -28,13 +28,13 @@ def pyplot():
 
 def plot_curves(history: Sequence[Dict[str, float]], file: Path) -> None:
     plt = pyplot()
-    epochs = [row['epoch'] for row in history]
+    validated = [row for row in history if row['mAP'] is not None]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    for key, label in (('train_loss', 'training'), ('val_loss', 'validation')):
-        left.plot(epochs, [row[key] for row in history], marker='.', label=label)
+    for key, label, rows in (('train_loss', 'training', history), ('val_loss', 'validation', validated)):
+        left.plot([row['epoch'] for row in rows], [row[key] for row in rows], marker='.', label=label)
     left.set(xlabel='epoch', ylabel='loss', title='Loss (training: the chosen loss, validation: BCE)')
     for key in ('mAP', 'CF1', 'OF1'):
-        right.plot(epochs, [100 * row[key] for row in history], marker='.', label=key)
+        right.plot([row['epoch'] for row in validated], [100 * row[key] for row in validated], marker='.', label=key)
     right.set(xlabel='epoch', ylabel='%', title='Validation', ylim=(0, 100))
     for axis in (left, right):
         axis.grid(alpha=0.3)

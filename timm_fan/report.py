@@ -158,7 +158,7 @@ def write_report(
         logits: (N, num_classes) in the order of the data set.
         targets: As they were evaluated, (N, num_classes).
         dataset: The data set that was evaluated.
-        history: One dict an epoch: epoch, train_loss, val_loss, mAP, CF1, OF1.
+        history: One dict an epoch: epoch, train_loss, and val_loss, mAP, CF1, OF1, or None without an evaluation.
         threshold: Probability above which a label counts as predicted in the pictures, or one for each class.
         num_images: Pictures shown.
         intervals: Of `timm_fan.uncertainty.bootstrap`.

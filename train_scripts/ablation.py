@@ -10,8 +10,8 @@ compares the rows; a run that stands there is not trained again, one that was in
 last epoch, so that no epoch is chosen on the validation images.
 
 A grid is a YAML file: `options` of train.py for all rows, `rows` (name: options), `reference` (a row), `seeds` (how
-many), and `search` (option: list of values), of which each row takes what is best for it with `search_seed`. With
-`base` it is another grid, whose options it adds to and whose other keys it replaces.
+many), and `search` (option: list of values), of which each row takes what is best for it with `search_seed`; a row may
+have its own `search`. With `base` it is another grid, whose options it adds to and whose other keys it replaces.
 """
 import argparse
 import itertools
@@ -66,23 +66,38 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_grid(name: str) -> Tuple[str, Dict[str, Any]]:
+def grid_file(name: str) -> Path:
     file = Path(name) if name.endswith(('.yaml', '.yml')) else GRIDS / f'{name}.yaml'
     if not file.is_file():
         known = ', '.join(sorted(p.stem for p in GRIDS.glob('*.yaml')))
         raise InputError(f'No grid {file}. Give a YAML file or one of {known}.')
+    return file
+
+
+def load_grid(file: Path) -> Dict[str, Any]:
+    """The file over its base."""
     try:
         grid = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f'{file} is not valid YAML: {error}') from error
     if isinstance(grid, dict) and 'base' in grid:
-        _, base = read_grid(str(grid['base']))
-        grid = {**base, **grid, 'options': merged(base['options'], grid.get('options'))}
+        base = load_grid(grid_file(str(grid['base'])))
+        grid = {**base, **grid, 'options': merged(base.get('options'), grid.get('options'))}
     if not isinstance(grid, dict) or not isinstance(grid.get('rows'), dict) or set(grid) - KEYS:
         raise InputError(f'{file} must hold rows, and of other keys only {", ".join(sorted(KEYS - {"rows"}))}.')
+    return grid
+
+
+def read_grid(name: str) -> Tuple[str, Dict[str, Any]]:
+    """Name and content of a grid, the rows' own searches apart."""
+    file = grid_file(name)
+    grid = load_grid(file)
     if grid.get('reference') not in grid['rows']:
         raise InputError(f"{file}: reference must be one of the rows, got {grid.get('reference')!r}.")
-    return file.stem, {'options': {}, 'search': {}, 'search_seed': 1000, 'seeds': 5, **grid}
+    grid = {'options': {}, 'search': {}, 'search_seed': 1000, 'seeds': 5, **grid}
+    rows = {row: dict(options or {}) for row, options in grid['rows'].items()}
+    searches = {row: options.pop('search', grid['search']) or {} for row, options in rows.items()}
+    return file.stem, {**grid, 'rows': rows, 'searches': searches}
 
 
 def merged(*layers: Options) -> Options:
@@ -192,7 +207,7 @@ def do(runs: List[Run], grid: Dict[str, Any], results: Results, base: Path, args
 
 def chosen_options(row: str, grid: Dict[str, Any], results: Results) -> Tuple[Options, List[dict]]:
     """The row's options with what its search found best, and the records of the search."""
-    own = grid['rows'][row] or {}
+    own = grid['rows'][row]
     tried = [r for run in search_runs(row, grid) for r in results.find(run)]
     if not tried:
         return own, []
@@ -200,9 +215,9 @@ def chosen_options(row: str, grid: Dict[str, Any], results: Results) -> Tuple[Op
 
 
 def search_runs(row: str, grid: Dict[str, Any]) -> List[Run]:
-    values = itertools.product(*grid['search'].values()) if grid['search'] else ()
-    return [Run(row, grid['search_seed'], merged(grid['rows'][row], dict(zip(grid['search'], v))), True)
-            for v in values]
+    search = grid['searches'][row]
+    values = itertools.product(*search.values()) if search else ()
+    return [Run(row, grid['search_seed'], merged(grid['rows'][row], dict(zip(search, v))), True) for v in values]
 
 
 def percent(values: List[float]) -> str:
@@ -232,14 +247,15 @@ def page(name: str, grid: Dict[str, Any], results: Results, seeds: int) -> str:
         options, tried = chosen_options(row, grid, results)
         rows[row] = ([r for seed in range(seeds) for r in results.find(Run(row, seed, options))], options, tried)
     reference = rows[grid['reference']][0]
+    searched = list(dict.fromkeys(key for search in grid['searches'].values() for key in search))
     lines = [
-        f'| | {" | ".join(grid["search"])} | mAP | minus {grid["reference"]} | CF1 | OF1 | rarest six | smallest six |'
+        f'| | {" | ".join(searched)} | mAP | minus {grid["reference"]} | CF1 | OF1 | rarest six | smallest six |'
         ' most correlated six | pointing game | energy in boxes | M parameters | min | seeds |',
-        '|---' * (13 + len(grid['search'])) + '|']
+        '|---' * (13 + len(searched)) + '|']
     for row, (found, options, _) in rows.items():
         if not found:
             continue
-        cells = [row, *(str(options[k]) for k in grid['search'])]
+        cells = [row, *(str(options.get(k, '')) for k in searched)]
         cells += [percent([r['mAP'] for r in found]), paired(found, reference)]
         cells += [percent([r[k] for r in found]) for k in ('CF1', 'OF1')]
         cells += [percent([(r[k] or {}).get('mAP') for r in found]) for k in ('tail', 'small', 'correlated')]
@@ -265,13 +281,12 @@ def page(name: str, grid: Dict[str, Any], results: Results, seeds: int) -> str:
         if one[key] and one[key]['classes']:
             text.append(f'{title}: {", ".join(one[key]["classes"])}.')
     text += ['', f'Options of all rows: `{json.dumps(grid["options"])}`.', '', '| row | options |', '|---|---|']
-    text += [f'| {row} | `{json.dumps(grid["rows"][row] or {})}` |' for row in rows]
-    searched = [(row, tried) for row, (_, _, tried) in rows.items() if tried]
+    text += [f'| {row} | `{json.dumps(grid["rows"][row])}` |' for row in rows]
     if searched:
         text += ['', f'Search, one run each with seed {grid["search_seed"]}; the best mAP was taken:', '',
-                 f'| | {" | ".join(grid["search"])} | mAP |', '|---' * (2 + len(grid['search'])) + '|']
-        text += ['| ' + ' | '.join([row, *(str(r['options'][k]) for k in grid['search']), percent([r['mAP']])]) + ' |'
-                 for row, tried in searched for r in tried]
+                 f'| | {" | ".join(searched)} | mAP |', '|---' * (2 + len(searched)) + '|']
+        text += ['| ' + ' | '.join([row, *(str(r['options'].get(k, '')) for k in searched), percent([r['mAP']])]) + ' |'
+                 for row, (_, _, tried) in rows.items() for r in tried]
     text += ['', *(f'Hardware: {h}.' for h in hardware), *(f'Versions: {v}.' for v in versions), '']
     return '\n'.join(text)
 

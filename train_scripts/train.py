@@ -123,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--non-finite', default='stop', choices=['stop', 'skip'],
         help='at a loss of NaN or infinity: stop, or leave the update out, 10 times in succession at most')
     add('--seed', type=int, default=0)
+    add('--val-interval', type=int, default=1, help='epochs from one evaluation to the next; the last has one always')
     add('--report', action=argparse.BooleanOptionalAction, default=True, help='evaluate the best model at the end')
     add('--log-with', default='tensorboard', choices=['tensorboard', 'trackio', 'none'])
     return parser
@@ -184,9 +185,11 @@ def parse_args() -> argparse.Namespace:
         if any(name in args.opt.lower() for name in ('ada', 'lamb')):
             scale **= 0.5
         args.lr, args.backbone_lr, args.lr_base_size = args.lr * scale, args.backbone_lr * scale, None
-    for key in ('epochs', 'batch_size', 'grad_accum_steps', 'keep'):
+    for key in ('epochs', 'batch_size', 'grad_accum_steps', 'keep', 'val_interval'):
         if getattr(args, key) < 1:
             raise InputError(f'--{key.replace("_", "-")} must be at least 1, got {getattr(args, key)}.')
+    if args.sched == 'plateau' and args.val_interval > 1:
+        raise InputError(f'--sched plateau looks at every epoch, not with --val-interval {args.val_interval}.')
     return args
 
 
@@ -386,7 +389,7 @@ def report_on_best(accelerator: Accelerator, output: Path, loader: DataLoader, h
             output / 'report', scores, logits, targets, dataset, history, intervals=intervals, groups=groups,
             data=args.data, title=f'{args.model} in {output}',
             weights=file_sha256(output / 'best' / WEIGHTS_NAME))
-        best_epoch = 1 + max(range(len(history)), key=lambda i: history[i]['mAP'])
+        best_epoch = max((row for row in history if row['mAP'] is not None), key=lambda row: row['mAP'])['epoch']
         text = format_scores(scores, intervals, groups)
         _logger.info('best model, of epoch %d (chosen on these images):\n%s', best_epoch, text)
         _logger.info('model %s, report %s', output / 'best', output / 'report' / 'report.html')
@@ -595,27 +598,30 @@ def main() -> None:
             raise InputError(
                 advise_on_memory(no_memory, network, criterion, data_config, accelerator, micro_batch, args))
         share_buffers(evaluated, accelerator)
-        logits, targets = predict_logits(evaluated, val_loader, accelerator)
-        scores = evaluate_logits(logits, targets, class_names)
-        val_loss = create_loss()(logits, targets).item()
         row = dict(
-            epoch=epoch + 1, train_loss=loss, val_loss=val_loss, mAP=scores.mAP, CF1=scores.all.CF1,
-            OF1=scores.all.OF1, lr=optimizer.param_groups[-1]['lr'])
+            epoch=epoch + 1, train_loss=loss, val_loss=None, mAP=None, CF1=None, OF1=None,
+            lr=optimizer.param_groups[-1]['lr'])
+        text = f'train loss {loss:.4f}'
+        is_best = False
+        if (epoch + 1) % args.val_interval == 0 or epoch + 1 == args.epochs:
+            logits, targets = predict_logits(evaluated, val_loader, accelerator)
+            scores = evaluate_logits(logits, targets, class_names)
+            row.update(
+                val_loss=create_loss()(logits, targets).item(), mAP=scores.mAP, CF1=scores.all.CF1, OF1=scores.all.OF1)
+            text += f'  val loss {row["val_loss"]:.4f}' + ''.join(
+                f'  {k} {100 * row[k]:.2f}' for k in ('mAP', 'CF1', 'OF1'))
+            is_best = scores.mAP > progress.best
+            progress.best = max(progress.best, scores.mAP)
         history.append(row)
         num_bad = len(bad_samples.read())
         if num_bad:
             _logger.info('%d images could not be read, see %s', num_bad, bad_samples.file)
         progress.updates, progress.loss_sum = 0, 0.
         if args.sched == 'plateau':
-            scheduler.step(scores.mAP)
-        _logger.info(
-            'epoch %d/%d  train loss %.4f  val loss %.4f  mAP %.2f  CF1 %.2f  OF1 %.2f  %.0f s',
-            epoch + 1, args.epochs, loss, val_loss, 100 * scores.mAP, 100 * scores.all.CF1, 100 * scores.all.OF1,
-            time.time() - started)
-        accelerator.log({k: v for k, v in row.items() if k != 'epoch'}, step=epoch + 1)
+            scheduler.step(row['mAP'])
+        _logger.info('epoch %d/%d  %s  %.0f s', epoch + 1, args.epochs, text, time.time() - started)
+        accelerator.log({k: v for k, v in row.items() if k != 'epoch' and v is not None}, step=epoch + 1)
 
-        is_best = scores.mAP > progress.best
-        progress.best = max(progress.best, scores.mAP)
         state = accelerator.get_state_dict(model) if sharded else None
         if accelerator.is_main_process:
             if sharded:
