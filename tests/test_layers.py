@@ -11,6 +11,7 @@ from timm_fan.layers import (
     CorrelationLearningNetwork,
     FeatureRefinementBlock,
     FeatureRefinementNetwork,
+    FeatureTransform,
     FeatureTransformBlock,
     halve,
     num_halvings,
@@ -55,6 +56,14 @@ def batch_norm(x, norm):
         y[c] = (x[c] - norm.running_mean[c].item()) / math.sqrt(norm.running_var[c].item() + norm.eps)
         y[c] = y[c] * norm.weight[c].item() + norm.bias[c].item()
     return y
+
+
+def test_light_transform_is_one_block_on_the_pooled_map():
+    transform = randomize(FeatureTransform(5, 8, halvings=2, lite=True))
+    x = randn(2, 5, 9, 12)
+    assert len(transform.blocks) == 1 and transform.blocks[0].conv1.out_channels == 2
+    torch.testing.assert_close(transform(x), transform.blocks[0](halve(halve(x))))
+    assert transform(x).shape == (2, 8, 3, 3)
 
 
 def test_ftb_is_a_projection_and_a_residual_block():

@@ -5,7 +5,7 @@ Section III-A, Figure 3. The transform block comes from `Learning a Discriminati
 Segmentation` - https://arxiv.org/abs/1804.09337 (its RRB), the paper's [51].
 """
 import math
-from typing import List, Sequence, Tuple, Type
+from typing import List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -60,6 +60,11 @@ class FeatureTransformBlock(nn.Module):
 
     The last convolution starts at zero: a fresh block is a linear map and a ReLU, which keeps SGD at the paper's
     learning rate of 0.1 stable (https://arxiv.org/abs/1706.02677, Section 5.1, does the same to ResNet's blocks).
+
+    Args:
+        in_chs: Channels of the map.
+        out_chs: K.
+        mid_chs: Channels between the 3x3 convolutions; the paper's are K.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class FeatureTransformBlock(nn.Module):
             out_chs: int,
             norm_layer: Type[nn.Module] = nn.BatchNorm2d,
             act_layer: Type[nn.Module] = nn.ReLU,
+            mid_chs: Optional[int] = None,
             device=None,
             dtype=None,
     ):
@@ -75,10 +81,11 @@ class FeatureTransformBlock(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(in_chs, out_chs, kernel_size=1, bias=False, **dd)
         self.norm0 = norm_layer(out_chs, **dd)
-        self.conv1 = nn.Conv2d(out_chs, out_chs, kernel_size=3, padding=1, bias=False, **dd)
-        self.norm1 = norm_layer(out_chs, **dd)
+        mid_chs = mid_chs or out_chs
+        self.conv1 = nn.Conv2d(out_chs, mid_chs, kernel_size=3, padding=1, bias=False, **dd)
+        self.norm1 = norm_layer(mid_chs, **dd)
         self.act1 = act_layer()
-        self.conv2 = nn.Conv2d(out_chs, out_chs, kernel_size=3, padding=1, **dd)
+        self.conv2 = nn.Conv2d(mid_chs, out_chs, kernel_size=3, padding=1, **dd)
         self.act2 = act_layer()
         self.init_weights()
 
@@ -100,20 +107,28 @@ class FeatureTransform(nn.Module):
 
     At strides 8, 16, 32 (Section III-A1 and IV-B1): x2 passes two FTBs, each followed by pooling, x3 one with pooling,
     x4 one without.
+
+    With `lite`, which is not in the paper, all pooling comes first and one FTB follows, with a quarter of the channels
+    between its 3x3 convolutions: these are most of what the FAN adds to the backbone.
     """
 
     def __init__(self, in_chs: int, out_chs: int, halvings: int, norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU,
-                 device=None, dtype=None):
+                 lite: bool = False, device=None, dtype=None):
         super().__init__()
-        self.halvings = halvings
+        num_blocks = 1 if lite else max(1, halvings)
+        mid_chs = max(1, out_chs // 4) if lite else None
+        self.first_halvings = halvings if lite else 0
+        self.halvings = 0 if lite else halvings
         self.blocks = nn.ModuleList([
             FeatureTransformBlock(
-                in_chs if i == 0 else out_chs, out_chs, norm_layer, act_layer, device=device, dtype=dtype)
-            for i in range(max(1, halvings))
+                in_chs if i == 0 else out_chs, out_chs, norm_layer, act_layer, mid_chs, device=device, dtype=dtype)
+            for i in range(num_blocks)
         ])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_chs, H, W) -> (B, out_chs, ceil(H / 2**halvings), ceil(W / 2**halvings))"""
+        for _ in range(self.first_halvings):
+            x = halve(x)
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i < self.halvings:
@@ -176,6 +191,7 @@ class FeatureRefinementNetwork(nn.Module):
         reductions: Their strides, e.g. (8, 16, 32).
         dim: K, the channels of p2, p3, p4.
         context_pool: Pooling in the FRBs, 'max' or 'avg'.
+        lite: Pool before narrower FTBs, see `FeatureTransform`.
     """
 
     def __init__(
@@ -186,15 +202,16 @@ class FeatureRefinementNetwork(nn.Module):
             context_pool: str = 'max',
             norm_layer: Type[nn.Module] = nn.BatchNorm2d,
             act_layer: Type[nn.Module] = nn.ReLU,
+            lite: bool = False,
             device=None,
             dtype=None,
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         halvings, self.exact = halvings_to_last(reductions)
-        self.ftb2 = FeatureTransform(in_chs[0], dim, halvings[0], norm_layer, act_layer, **dd)
-        self.ftb3 = FeatureTransform(in_chs[1], dim, halvings[1], norm_layer, act_layer, **dd)
-        self.ftb4 = FeatureTransform(in_chs[2], dim, halvings[2], norm_layer, act_layer, **dd)
+        self.ftb2 = FeatureTransform(in_chs[0], dim, halvings[0], norm_layer, act_layer, lite, **dd)
+        self.ftb3 = FeatureTransform(in_chs[1], dim, halvings[1], norm_layer, act_layer, lite, **dd)
+        self.ftb4 = FeatureTransform(in_chs[2], dim, halvings[2], norm_layer, act_layer, lite, **dd)
         self.frb3 = FeatureRefinementBlock(dim, context_pool, act_layer, **dd)
         self.frb2 = FeatureRefinementBlock(dim, context_pool, act_layer, **dd)
 

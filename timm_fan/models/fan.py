@@ -73,6 +73,8 @@ class FAN(nn.Module):
         joint: With the FRN, let the classifier see x4, p2 and p3 beside the CLN's output. The paper's network has none
             of it.
         context_pool: Global pooling in the FRBs, 'max' (the paper's) or 'avg' (its Table 6).
+        lite: With the FRN, transform the maps after they were pooled to the last one's grid, by narrower blocks, at a
+            fraction of the cost: see `timm_fan.layers.FeatureTransform`. Not in the paper.
         global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`; the paper does not say.
         head: 'linear', or a rival's: 'csra', 'ml_decoder', 'query2label', see `timm_fan.layers`.
         head_args: More arguments of the rival's.
@@ -100,6 +102,7 @@ class FAN(nn.Module):
             cln_residual: bool = True,
             joint: bool = True,
             context_pool: str = 'max',
+            lite: bool = False,
             global_pool: str = 'fastcatavgmax',
             head: str = 'linear',
             head_args: Optional[Dict[str, Any]] = None,
@@ -136,7 +139,7 @@ class FAN(nn.Module):
 
         self.embed_dim = embed_dim or _default_embed_dim(channels[-1])
         self.frn = FeatureRefinementNetwork(
-            channels, reductions, self.embed_dim, context_pool, norm_layer, act_layer, **dd) if frn else None
+            channels, reductions, self.embed_dim, context_pool, norm_layer, act_layer, lite, **dd) if frn else None
         p_chs = [self.embed_dim] * 3 if frn else channels
         self.cln = CorrelationLearningNetwork(p_chs, self.embed_dim, cln_residual, **dd) if cln else None
         self.joint = joint and frn

@@ -1,0 +1,51 @@
+"""What the named models cost: a change to it is meant, and stands here."""
+import pytest
+import timm
+import torch
+
+from timm_fan.cost import count_cost
+
+# 80 classes at the model's own size: parameters in millions and multiply-adds in billions, of the FAN and the light one
+COSTS = {
+    'fan_resnet18': (16.99, 13.325, 13.09, 7.531),
+    'fan_resnet50': (47.43, 41.309, 31.82, 17.597),
+    'fan_resnet101': (66.42, 56.158, 50.82, 32.446),
+    'fan_vgg16': (37.34, 85.988, 21.74, 62.430),
+    'fan_tresnet_l': (77.65, 67.994, 62.04, 44.766),
+    'fan_efficientnet_b0': (5.12, 0.741, 4.14, 0.381),
+    'fan_mobilenetv3_large_100': (4.68, 0.595, 3.70, 0.235),
+    'fan_convnext_tiny': (33.79, 5.992, 29.89, 4.526),
+    'fan_convnext_base': (110.40, 21.408, 94.80, 15.615),
+    'fan_swin_tiny_patch4_window7_224': (33.49, 6.027, 29.59, 4.562),
+    'fan_vit_base_patch16_224': (103.87, 20.764, 93.25, 18.683),
+}
+
+
+def cost(name, **kwargs):
+    model = timm.create_model(name, num_classes=80, device='meta', **kwargs).eval()
+    return count_cost(model, model.pretrained_cfg['input_size'])
+
+
+@pytest.mark.parametrize('name', [n for n in timm.list_models('fan_*', module='fan')])
+def test_named_models_cost_what_they_did(name):
+    found = [cost(name), cost(name, lite=True)]
+    found_values = [v for c in found for v in (c.parameters / 1e6, c.multiply_adds / 1e9)]
+    assert found_values == pytest.approx(COSTS[name], rel=2e-3)
+    assert found[1].multiply_adds < 1.15 * cost(name, frn=False, cln=False).multiply_adds
+
+
+HEADS = [dict(frn=False, cln=False, head=head) for head in ('csra', 'ml_decoder', 'query2label')]
+
+
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('kwargs', [
+    dict(), dict(lite=True), dict(joint=False, cln_residual=False, global_pool='avg'), dict(frn=False), dict(cln=False),
+    dict(backbone='test_efficientnet'), dict(backbone='test_convnext'), dict(backbone='test_vit'), *HEADS], ids=str)
+def test_models_compile_in_one_graph(kwargs, training):
+    torch._dynamo.reset()
+    model = timm.create_model('fan', **{'backbone': 'test_resnet', 'num_classes': 5, **kwargs}).train(training)
+    x = torch.randn(2, *model.pretrained_cfg['input_size'])
+    if training:
+        assert torch.compile(model, backend='eager', fullgraph=True)(x).shape == (2, 5)
+    else:
+        torch.testing.assert_close(torch.compile(model, backend='eager', fullgraph=True)(x), model(x))
