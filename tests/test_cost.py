@@ -34,6 +34,12 @@ def test_named_models_cost_what_they_did(name):
     assert found[1].multiply_adds < 1.15 * cost(name, frn=False, cln=False).multiply_adds
 
 
+def test_memory_layout_does_not_change_the_count():
+    model = timm.create_model('fan', backbone='test_resnet', num_classes=5).eval()
+    expected = count_cost(model, (3, 64, 64))
+    assert count_cost(model.to(memory_format=torch.channels_last), (3, 64, 64)) == expected
+
+
 HEADS = [dict(frn=False, cln=False, head=head) for head in ('csra', 'ml_decoder', 'query2label')]
 
 

@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from test_sources import write_devkit, write_hub, write_shards, write_table
 
+from timm_fan.cost import count_cost
 from timm_fan.data import VOC_CLASSES, read_coco
 from timm_fan.errors import exit_on_input_error
 
@@ -44,6 +45,7 @@ def launch(*command, processes=0, check=True, timeout=300) -> subprocess.Complet
 
 def run_here(monkeypatch, program: str, *args, prepare=lambda module: None) -> int:
     """Run a program in this process, which spares an interpreter's start; returns the exit code."""
+    monkeypatch.syspath_prepend(SCRIPTS)
     spec = importlib.util.spec_from_file_location(program, SCRIPTS / f'{program}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -403,6 +405,26 @@ def test_coco_mini_reaches_40_map(coco_mini, lite0_weights, tmp_path):
         '--epochs', '16', '--batch-size', '16', '--lr', '5e-4', '--backbone-lr', '3e-4', '--ema-decay', '0.99',
         '--cutmix', '0', '--min-crop', '0.4', '--mixed-precision', 'no', '--workers', '1', timeout=3600)
     assert json.loads((tmp_path / 'run' / 'report' / 'metrics.json').read_text())['mAP'] >= 0.4
+
+
+def test_benchmark_of_models(monkeypatch, capsys, tmp_path):
+    """Costs are those counted, ratios those of the times in the JSON file; a folded model has no training step."""
+    file, page = tmp_path / 'model.json', tmp_path / 'model.md'
+    options = ['--rows', 'FAN', 'CSRA', '--engines', 'eager', 'folded', '--repeats', '2', '--results', file]
+    tiny = ['--backbone', 'test_resnet', '--img-size', '64', '--device', 'cpu', '--table', page]
+    assert run_here(monkeypatch, 'benchmark', 'model', 'fan', *tiny, *options) == 0
+    report = json.loads(file.read_text())
+    assert [(r['row'], r['engine']) for r in report['rows']] == [
+        (row, engine) for engine in ('eager', 'folded') for row in ('backbone', 'FAN', 'CSRA')]
+    backbone, fan = report['rows'][:2]
+    expected = count_cost(timm.create_model('fan', backbone='test_resnet', num_classes=80).eval(), (3, 64, 64))
+    assert (fan["parameters"], fan["multiply_adds"]) == tuple(expected)
+    assert fan['memory_training'] > fan['memory_inference'] > 0
+    assert [('training' in r) for r in report['rows']] == [True] * 3 + [False] * 3
+    assert f"| {fan['latency'] / backbone['latency']:.2f} |" in page.read_text()
+    assert page.read_text() in capsys.readouterr().out
+    assert run_here(monkeypatch, 'benchmark', 'model', 'fan_resnet1O1') == 2
+    assert 'fan_resnet101' in capsys.readouterr().err
 
 
 def test_benchmark_of_the_metrics(monkeypatch, capsys):

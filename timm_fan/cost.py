@@ -3,6 +3,7 @@ from typing import NamedTuple, Sequence
 
 import torch
 import torch.nn as nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ['Cost', 'count_cost']
@@ -24,7 +25,8 @@ def count_cost(model: nn.Module, input_size: Sequence[int]) -> Cost:
     """
     parameter = next(model.parameters())
     image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
-    with FlopCounterMode(display=False) as counter:
+    # the counter does not know the CPU's fused attention
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
     # the counter takes a multiply-add for two operations
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -65,11 +65,13 @@ class TorchPredictor:
         import torch
         from timm.data import create_transform, resolve_model_data_config
 
-        from timm_fan.models import label_names, load_model, model_thresholds
+        from timm_fan.models import fold_batch_norm, label_names, load_model, model_thresholds
 
         self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         self.model = load_model(source).to(self.device)
-        self.transform = create_transform(**resolve_model_data_config(self.model))
+        data_config = resolve_model_data_config(self.model)
+        fold_batch_norm(self.model, data_config['input_size'])
+        self.transform = create_transform(**data_config)
         self.names = label_names(self.model)
         self.thresholds = np.broadcast_to(np.float32(model_thresholds(self.model)), len(self.names))
 

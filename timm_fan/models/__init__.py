@@ -9,11 +9,13 @@ from .factory import (
     save_thresholds,
 )
 from .fan import FAN
+from .fold import fold_batch_norm
 
 __all__ = [
     'FAN',
     'Backbone',
     'create_model',
+    'fold_batch_norm',
     'label_names',
     'load_model',
     'model_folder',
