@@ -427,6 +427,19 @@ def test_benchmark_of_models(monkeypatch, capsys, tmp_path):
     assert 'fan_resnet101' in capsys.readouterr().err
 
 
+def test_benchmark_of_the_data(monkeypatch, capsys, coco_folder, tmp_path):
+    file = tmp_path / 'data.json'
+    options = [coco_folder / 'val2014', '--img-size', '48', '--repeats', '1', '--images', '5', '--results', file]
+    assert run_here(monkeypatch, 'benchmark', 'data', *options) == 0
+    report = json.loads(file.read_text())
+    assert report['images'] == 5 and report['pixel_difference']['mean'] < 0.5
+    rates, output = report['images_per_second'], capsys.readouterr().out
+    for name, rate in rates.items():
+        assert f'| {name} | {rate:.0f} | {rate / rates["CSRA: flip, crop"]:.2f} x |' in output
+    assert run_here(monkeypatch, 'benchmark', 'data', tmp_path / 'none') == 2
+    assert 'holds no JPEG' in capsys.readouterr().err
+
+
 def test_benchmark_of_the_metrics(monkeypatch, capsys):
     options = ['metrics', '--images', '300', '--classes', '5', '--repeats', '1', '--bootstrap', '5']
     assert run_here(monkeypatch, 'benchmark', *options) == 0

@@ -6,10 +6,10 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from accelerate.utils import broadcast, tqdm
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from torch.utils.data import DataLoader
 
-from .data import MultiLabelDataset, create_dataset
+from .data import MultiLabelDataset, Normalize, create_dataset, create_transform
 from .errors import InputError
 from .models import label_names
 from .streaming import BinnedEvaluator, BinnedScores
@@ -56,8 +56,9 @@ def _gathered(
 ) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
     """float32 logits and targets of each batch, of all processes and without the padding that evens them out."""
     model.eval()
+    normalize = Normalize.of(model, accelerator.device)
     for images, targets in tqdm(loader, desc=description, leave=False):
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = normalize(images)
         with accelerator.autocast():
             logits = model(images)
         # gathering the whole after the loop would keep the padding
@@ -74,7 +75,8 @@ def predict_logits(
 
     Args:
         model: Not wrapped for DDP, on the accelerator's device; left in eval mode.
-        loader: Of (images, targets), prepared by the accelerator, not shuffled.
+        loader: Of (images, targets), prepared by the accelerator, not shuffled; uint8 images are normalized here, as
+            the model's config says.
         accelerator: Gathers batches and drops the samples that even out the processes.
         description: Text of the progress bar.
 

@@ -35,13 +35,15 @@ from timm.data import resolve_model_data_config
 from torch.utils.data import DataLoader
 
 from timm_fan import InputError
+from timm_fan.cost import count_cost
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import dataset_for_model, predict_logits
 from timm_fan.explain import localization
+from timm_fan.figures import pyplot
 from timm_fan.files import write_text
 from timm_fan.groups import score_groups
 from timm_fan.metrics import evaluate_logits
-from timm_fan.models import load_model
+from timm_fan.models import create_model, load_model
 from timm_fan.statistics import correlated_classes
 
 SCRIPTS = Path(__file__).parent
@@ -240,18 +242,51 @@ def paired(row: List[dict], reference: List[dict]) -> str:
     return f'{statistics.fmean(a - b for a, b in pairs):+.2f} ({low:+.2f} to {high:+.2f}, p {test.pvalue:.3f})'
 
 
-def page(name: str, grid: Dict[str, Any], results: Results, seeds: int) -> str:
-    """The comparison as Markdown."""
+Rows = Dict[str, Tuple[List[dict], Options, List[dict]]]
+
+
+def collect(grid: Dict[str, Any], results: Results, seeds: int) -> Rows:
+    """Of each row the records of its seeds, its options, and the records of its search."""
     rows = {}
     for row in grid['rows']:
         options, tried = chosen_options(row, grid, results)
         rows[row] = ([r for seed in range(seeds) for r in results.find(Run(row, seed, options))], options, tried)
+    return rows
+
+
+def multiply_adds(options: Options, num_classes: int) -> int:
+    """Of one image at the size that was trained at."""
+    kwargs = {k: v for k, v in options.items() if k in ('backbone', 'img_size')}
+    kwargs.update(options.get('model_kwargs', {}))
+    model = create_model(options.get('model', 'fan'), num_classes=num_classes, device='meta', **kwargs).eval()
+    return count_cost(model, resolve_model_data_config(model, args=dict(img_size=options.get('img_size')))[
+        'input_size']).multiply_adds
+
+
+def plot_cost(rows: Rows, costs: Dict[str, int], file: Path) -> None:
+    """mAP over multiply-adds, a point a row with the standard deviation over seeds."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(8, 5), layout='constrained')
+    for i, (row, cost) in enumerate(costs.items()):
+        values = [100 * r['mAP'] for r in rows[row][0]]
+        spread = statistics.stdev(values) if len(values) > 1 else 0
+        axis.errorbar(
+            cost / 1e9, statistics.fmean(values), spread, label=row, capsize=3, color=f'C{i % 10}', fmt='os^'[i // 10])
+    axis.set(xlabel='multiply-adds of one image, in billions', ylabel='mAP in %', title='Accuracy over cost')
+    axis.grid(alpha=0.3)
+    figure.legend(loc='outside right center', fontsize='small')
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def page(name: str, grid: Dict[str, Any], results: Results, rows: Rows, costs: Dict[str, int]) -> str:
+    """The comparison as Markdown."""
     reference = rows[grid['reference']][0]
     searched = list(dict.fromkeys(key for search in grid['searches'].values() for key in search))
     lines = [
         f'| | {" | ".join(searched)} | mAP | minus {grid["reference"]} | CF1 | OF1 | rarest six | smallest six |'
-        ' most correlated six | pointing game | energy in boxes | M parameters | min | seeds |',
-        '|---' * (13 + len(searched)) + '|']
+        ' most correlated six | pointing game | energy in boxes | M parameters | G multiply-adds | min | seeds |',
+        '|---' * (14 + len(searched)) + '|']
     for row, (found, options, _) in rows.items():
         if not found:
             continue
@@ -260,12 +295,10 @@ def page(name: str, grid: Dict[str, Any], results: Results, seeds: int) -> str:
         cells += [percent([r[k] for r in found]) for k in ('CF1', 'OF1')]
         cells += [percent([(r[k] or {}).get('mAP') for r in found]) for k in ('tail', 'small', 'correlated')]
         cells += [percent([r[k] for r in found]) for k in ('pointing', 'energy')]
-        cells += [f'{found[0]["parameters"] / 1e6:.2f}', f'{statistics.fmean(r["seconds"] for r in found) / 60:.1f}',
-                  str(len(found))]
+        cells += [f'{found[0]["parameters"] / 1e6:.2f}', f'{costs[row] / 1e9:.3f}',
+                  f'{statistics.fmean(r["seconds"] for r in found) / 60:.1f}', str(len(found))]
         lines.append('| ' + ' | '.join(cells) + ' |')
     all_found = [r for found, _, _ in rows.values() for r in found]
-    if not all_found:
-        raise InputError(f'{results.file} holds no run of this grid yet.')
     one = all_found[0]
     hardware = sorted({r['hardware'] for r in all_found})
     versions = sorted({', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in all_found})
@@ -273,7 +306,7 @@ def page(name: str, grid: Dict[str, Any], results: Results, seeds: int) -> str:
             f' [{results.file.name}]({results.file.name}), one line a run. {one["train_images"]} training and'
             f' {one["val_images"]} validation images. mean ± standard deviation over seeds, in %; differences with'
             ' the 95% interval of a paired t-test over seeds. The last epoch counts, none is chosen on the validation'
-            ' images.', '', *lines, '']
+            ' images.', '', *lines, '', f'![accuracy over cost]({name}.png)', '']
     if one['pointing'] is not None:
         text += [f'For comparison: the centre of the image points at {100 * one["centre"]:.2f}%, a uniform map has'
                  f' {100 * one["area"]:.2f}% of its energy in the boxes.', '']
@@ -306,8 +339,15 @@ def main() -> None:
         do([run for row in rows for run in search_runs(row, grid)], grid, results, base, args)
         do([Run(row, seed, chosen_options(row, grid, results)[0]) for seed in range(seeds) for row in rows],
            grid, results, base, args)
+    rows = collect(grid, results, seeds)
+    costs = {
+        row: multiply_adds(merged(grid['options'], options), len(found[0]['AP']))
+        for row, (found, options, _) in rows.items() if found}
+    if not costs:
+        raise InputError(f'{results.file} holds no run of this grid yet.')
     file = args.results / f'{name}.md'
-    write_text(file, page(name, grid, results, seeds))
+    plot_cost(rows, costs, file.with_suffix('.png'))
+    write_text(file, page(name, grid, results, rows, costs))
     print(f'page {file}')
 
 

@@ -3,6 +3,7 @@
 
     python train_scripts/benchmark.py model fan_resnet101                 # time, memory and multiply-adds
     python train_scripts/benchmark.py model fan_resnet101 --device cuda --dtypes bf16 --engines eager compiled
+    python train_scripts/benchmark.py data ../shared/coco_mini/val2014    # the input pipeline
     python train_scripts/benchmark.py metrics                             # the evaluation
     python train_scripts/benchmark.py metrics --stream-images 1000000     # its memory, in bins
     python train_scripts/benchmark.py backbones                           # one model of every timm architecture module
@@ -12,11 +13,11 @@ Contenders run in turn within one process, so that what slows the machine slows 
 """
 import argparse
 
-from benchmarks import backbones, metrics, model
+from benchmarks import backbones, data, metrics, model
 
 from timm_fan.errors import exit_on_input_error
 
-COMMANDS = {'model': model, 'metrics': metrics, 'backbones': backbones}
+COMMANDS = {'model': model, 'data': data, 'metrics': metrics, 'backbones': backbones}
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from accelerate.utils import (
     tqdm,
 )
 from accelerate.utils.memory import should_reduce_batch_size
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models import get_model_input_config
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from timm_fan import InputError
 from timm_fan.checkpoint import Progress, latest_checkpoint, load_checkpoint, read_progress, save_checkpoint
-from timm_fan.data import SOURCES, MultiLabelMixup, create_dataset
+from timm_fan.data import SOURCES, MultiLabelMixup, Normalize, create_dataset, create_transform
 from timm_fan.data.bad_samples import BadSamples
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import predict_logits, share_buffers
@@ -264,8 +264,8 @@ def setup_logging(accelerator: Accelerator, output: Path) -> None:
 
 
 def train_one_epoch(
-        epoch, model, network, loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args, progress, watch,
-        save) -> float:
+        epoch, model, network, loader, criterion, optimizer, scheduler, normalize, mixup, ema, accelerator, args,
+        progress, watch, save) -> float:
     """The rest of an epoch from where `progress` stands; returns the epoch's mean loss.
 
     Calls `save` every `--checkpoint-every` updates, and when a signal asks to stop.
@@ -282,9 +282,9 @@ def train_one_epoch(
     for step, (images, targets, *indices) in enumerate(bar, start=first):
         seed_step(args.seed, epoch, step, accelerator.process_index)
         without_positive += ~(targets > 0).any()
+        images = normalize(images)
         if mixup is not None:
             images, targets = mixup(images, targets)
-        images = images.contiguous(memory_format=torch.channels_last)
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 logits = model(images)
@@ -403,7 +403,8 @@ def main() -> None:
             mixed_precision=args.mixed_precision,
             gradient_accumulation_steps=args.grad_accum_steps,
             dynamo_backend=args.torchcompile,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+            dataloader_config=DataLoaderConfiguration(
+                use_seedable_sampler=True, data_seed=args.seed, non_blocking=True),
             log_with=None if args.log_with == 'none' else args.log_with,
             project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output)),
         )
@@ -469,7 +470,7 @@ def main() -> None:
     if not sharded:  # FSDP takes contiguous parameters only
         model = model.to(memory_format=torch.channels_last)
     train_set.transform = create_transform(
-        **data_config, is_training=True, scale=(args.min_crop, 1.), color_jitter=None, auto_augment=args.aa)
+        **data_config, is_training=True, scale=(args.min_crop, 1.), auto_augment=args.aa)
     val_set.transform = create_transform(**data_config)
 
     output.mkdir(parents=True, exist_ok=True)
@@ -529,6 +530,7 @@ def main() -> None:
     if counts is not None and not counts.all():
         absent = [name for name, count in zip(class_names, counts.tolist()) if not count]
         _logger.warning('%d classes have no positive training image: %s', len(absent), ', '.join(absent))
+    normalize = Normalize(data_config['mean'], data_config['std'], accelerator.device)
     criterion = create_loss(
         args.loss, args.smoothing, soft_targets=mixup is not None,
         class_counts=counts if args.loss == 'db' else None, num_samples=len(train_set)).to(accelerator.device)
@@ -588,8 +590,8 @@ def main() -> None:
         no_memory = None
         try:
             loss = train_one_epoch(
-                epoch, model, network, train_loader, criterion, optimizer, scheduler, mixup, ema, accelerator, args,
-                progress, watch, save)
+                epoch, model, network, train_loader, criterion, optimizer, scheduler, normalize, mixup, ema,
+                accelerator, args, progress, watch, save)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise

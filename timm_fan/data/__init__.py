@@ -6,6 +6,7 @@ from .mixup import MultiLabelMixup
 from .scenes import write_scenes
 from .shards import read_shards
 from .table import read_table
+from .transforms import Normalize, create_transform
 from .voc import VOC_CLASSES, read_voc
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     'VOC_CLASSES',
     'MultiLabelDataset',
     'MultiLabelMixup',
+    'Normalize',
     'Sample',
     'create_dataset',
+    'create_transform',
     'load_image',
     'read_coco',
     'read_hub',

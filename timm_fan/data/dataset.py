@@ -59,7 +59,10 @@ def load_image(source: Union[Path, BinaryIO]) -> Image.Image:
         with Image.open(source) as image:
             if max(image.size) > 100 * min(image.size):
                 raise ValueError(f'{image.width} x {image.height} pixels are a line and no image')
-            return _to_8_bits(ImageOps.exif_transpose(image)).convert('RGB')
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            image = _to_8_bits(image)
+            return image if image.mode == 'RGB' else image.convert('RGB')  # which would copy it
     except UNREADABLE:
         raise
     except Exception as error:  # Pillow's plugins raise what they like on damaged files

@@ -11,7 +11,7 @@ import numpy as np
 from timm_fan.errors import InputError, raise_problems
 
 from .classes import Labelled, index_labels, read_class_names, value_of_unlisted
-from .dataset import MultiLabelDataset, PackedStrings, SparseLabels
+from .dataset import Boxes, MultiLabelDataset, PackedStrings, Sample, SparseLabels
 
 __all__ = ['TarImages', 'expand_shards', 'read_shards']
 
@@ -75,12 +75,18 @@ def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
     return samples
 
 
-def _labels(content: bytes, suffix: str) -> Tuple[Sequence[Any], ...]:
+def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Sequence[Any], ...], Sample]:
+    """What stands beside an image: its labels, and its objects as those of a Sample."""
     if suffix == 'json':
         entry = json.loads(content)
-        return tuple(entry[k] if k == 'labels' else entry.get(k, ()) for k in ('labels', 'absent', 'unknown'))
+        groups = tuple(entry[k] if k == 'labels' else entry.get(k, ()) for k in ('labels', 'absent', 'unknown'))
+        objects = Sample('', (), entry.get('boxes', ()), entry.get('box_labels', ()), size=entry.get('size'))
+        if len(objects.boxes) != len(objects.box_labels) or any(len(box) != 4 for box in objects.boxes):
+            raise ValueError(f'{len(objects.boxes)} boxes of 4 numbers, and {len(objects.box_labels)} box_labels')
+        return groups, objects
     text = content.decode()
-    return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],) if suffix == 'cls' else (text.split('\n'),)
+    groups = ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t] if suffix == 'cls' else text.split('\n'),)
+    return groups, Sample('', ())
 
 
 def read_shards(
@@ -92,10 +98,11 @@ def read_shards(
 ) -> MultiLabelDataset:
     """Read WebDataset shards: KEY.jpg (or another image) beside KEY.json, KEY.cls or KEY.txt.
 
-    The JSON holds `labels`, and optionally `absent` and `unknown`, as lists of names or class indices; .cls class
-    indices; .txt a name a line. Shards are scanned once at the start, headers and labels only; images are then read by
-    position, so an epoch is exact on any number of workers and processes, and shuffled as a whole. They must be
-    uncompressed and on a file system.
+    The JSON holds `labels`, and optionally `absent` and `unknown`, as lists of names or class indices, and of objects
+    `boxes` (x, y, width, height in pixels), `box_labels` (class indices) and `size` (width, height of the image), as
+    `timm_fan.data.prepare` writes them; .cls holds class indices; .txt a name a line. Shards are scanned once at the
+    start, headers and labels only; images are then read by position, so an epoch is exact on any number of workers and
+    processes, and shuffled as a whole. They must be uncompressed and on a file system.
 
     Args:
         pattern: Path with a range `{000..127}`, or with * or ?.
@@ -117,7 +124,7 @@ def read_shards(
     if class_names is None and (classes or beside.is_file()):
         class_names = read_class_names(classes or beside)
 
-    members, rows, problems = [], [], []
+    members, rows, objects, problems = [], [], [], []
     for number, shard in enumerate(shards):
         try:
             samples = _scan(shard)
@@ -134,14 +141,19 @@ def read_shards(
                 start, size = found[suffix]
                 file.seek(start)
                 try:
-                    groups = _labels(file.read(size), suffix)
+                    groups, found_objects = _parse(file.read(size), suffix)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     problems.append(f'{shard}: {key}.{suffix}: {type(error).__name__}: {error}')
                     continue
                 rows.append(Labelled(f'{shard}: {key}', *([x for x in g if x != ''] for g in groups)))
+                objects.append(found_objects)
                 members.append((number, f'{key}.{image}', *found[image]))
     if not rows:
         raise_problems(pattern, problems)
     names, indexed = index_labels(pattern, rows, class_names, problems)
+    raise_problems(pattern, [
+        f'{row.where}: box_labels name a class beyond the {len(names)}' for row, o in zip(rows, objects)
+        if any(not 0 <= i < len(names) for i in o.box_labels)])
     labels = SparseLabels(indexed, len(names), default)
-    return MultiLabelDataset(TarImages(shards, members), labels, names, transform=transform)
+    boxes = Boxes(objects) if any(len(o.boxes) for o in objects) else None
+    return MultiLabelDataset(TarImages(shards, members), labels, names, boxes, transform)

@@ -1,0 +1,89 @@
+"""From the encoded photograph to the network: uint8 in the workers, normalized as one batch on the device."""
+from typing import Callable, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+from PIL import Image
+from timm.data import create_transform as create_timm_transform
+from timm.data import resolve_model_data_config
+from timm.data.transforms import str_to_interp_mode
+from torchvision.transforms import v2
+
+__all__ = ['Normalize', 'create_transform']
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 (3, H, W) of an RGB image, in channels_last, which resizing is fastest in."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def create_transform(
+        input_size: Tuple[int, int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = 'bilinear',
+        crop_pct: float = 0.875,
+        crop_mode: str = 'center',
+        is_training: bool = False,
+        scale: Tuple[float, float] = (0.08, 1.),
+        auto_augment: Optional[str] = None,
+) -> Callable[[Image.Image], torch.Tensor]:
+    """timm's `create_transform` without colour jitter and normalization: from PIL image to uint8 (3, height, width).
+
+    Training: random crop, resize, flip, then timm's auto-augment; evaluation: resize, centre crop. Tensors are resized,
+    not PIL images as by timm, which is faster and differs by rounding.
+
+    Args:
+        input_size: (channels, height, width) that the network takes.
+        mean, std: Of the network's input, in 0..1; auto-augment fills with the mean.
+        interpolation: 'bilinear', 'bicubic' or another of timm's.
+        crop_pct: Part of the resized image that the evaluation's crop keeps, in 0..1.
+        crop_mode: 'center', 'squash' or 'border', as in timm.
+        is_training: Which of the two.
+        scale: Area of the random crop, lowest and highest part of the image.
+        auto_augment: timm's, e.g. 'rand-m7-mstd0.5'.
+    """
+    height, width = input_size[1:]
+    options = dict(input_size=input_size, mean=mean, std=std, interpolation=interpolation, use_prefetcher=True)
+    if not is_training and crop_mode != 'squash' and (crop_mode != 'center' or height != width):
+        return create_timm_transform(**options, crop_pct=crop_pct, crop_mode=crop_mode)
+    mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
+    if is_training:
+        steps = [v2.RandomResizedCrop((height, width), scale=scale, interpolation=mode), v2.RandomHorizontalFlip()]
+        if auto_augment:
+            _, augment, _ = create_timm_transform(**options, is_training=True, auto_augment=auto_augment, separate=True)
+            steps += [v2.ToPILImage(), augment, to_tensor]
+    else:
+        resized = [int(side / crop_pct) for side in (height, width)]
+        steps = [
+            v2.Resize(resized if crop_mode == 'squash' else resized[0], interpolation=mode),
+            v2.CenterCrop((height, width))]
+    return v2.Compose([to_tensor, *steps])
+
+
+class Normalize(nn.Module):
+    """uint8 images of 0..255 to float32 with the network's mean and standard deviation; float images stay as they are.
+
+    Args:
+        mean, std: In 0..1, one value a channel.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device=None):
+        super().__init__()
+        mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (mean, std))
+        self.register_buffer('scale', 1 / (255 * std), persistent=False)
+        self.register_buffer('shift', -mean / std, persistent=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, device=None) -> 'Normalize':
+        """With what a timm model was, or is to be, trained on."""
+        config = resolve_model_data_config(model)
+        return cls(config['mean'], config['std'], device)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the same in channels_last."""
+        if images.dtype != torch.uint8:
+            return images.contiguous(memory_format=torch.channels_last)
+        images = images.to(torch.float32, memory_format=torch.channels_last)
+        return torch.addcmul(self.shift, images, self.scale)
