@@ -1,6 +1,8 @@
 """What timm's users rely on beyond timm's own test suite (test_timm_suite.py)."""
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -24,6 +26,14 @@ def tiny(backbone='test_resnet', **kwargs):
 
 def image(model, batch=2):
     return torch.randn(batch, model.in_chans, *model.pretrained_cfg['input_size'][1:])
+
+
+def test_import_takes_what_timm_takes():
+    """Nothing of other packages, which is what makes an import slow, beside the Hub's client."""
+    code = ('import sys, timm; before = set(sys.modules); import timm_fan; '
+            'print(*{name.split(".")[0] for name in set(sys.modules) - before})')
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert set(result.stdout.split()) <= {'timm_fan', 'huggingface_hub', 'safetensors'}
 
 
 @pytest.mark.parametrize('name', NAMES)
