@@ -23,11 +23,11 @@ def grid(tmp_path):
     return file
 
 
-def test_grid_is_searched_trained_compared_and_goes_on(monkeypatch, coco_folder, tmp_path, grid):
+def test_grid_is_searched_trained_compared_and_goes_on(monkeypatch, capsys, coco_folder, tmp_path, grid):
     """Of the runs one is there already, a search that no other beats; a row searches its own values."""
     monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
     file = tmp_path / 'tiny.jsonl'
-    mean = dict(model_kwargs=GRID['rows']['mean']['model_kwargs'])
+    mean = {**OPTIONS, 'model_kwargs': GRID['rows']['mean']['model_kwargs']}
     known = dict(row='mean', seed=1000, search=True, mAP=1., options={**mean, 'lr': 1e-2})
     file.write_text(json.dumps(known) + '\n')
     options = [grid, '--data-dir', coco_folder, '--runs', tmp_path / 'runs', '--results', tmp_path]
@@ -37,7 +37,7 @@ def test_grid_is_searched_trained_compared_and_goes_on(monkeypatch, coco_folder,
     assert records[1]['options']['lr'] == 1e-3 and records[2]['options']['lr'] == 1e-2
     assert 0 <= records[2]['pointing'] <= 1 and records[2]['AP'].keys() and records[2]['correlated']['classes']
 
-    known = {**records[1], 'row': 'FAN', 'options': {**GRID['rows']['FAN'], 'lr': 1e-3}}
+    known = {**records[1], 'row': 'FAN', 'options': {**OPTIONS, **GRID['rows']['FAN'], 'lr': 1e-3}}
     before = file.read_text() + json.dumps(known) + '\n'
     file.write_text(before)
     assert run_here(monkeypatch, 'ablation', *options, '--jobs', '2') == 0
@@ -51,6 +51,11 @@ def test_grid_is_searched_trained_compared_and_goes_on(monkeypatch, coco_folder,
     assert f'p {p:.3f})' in page and f'{100 * sum(found["FAN"]) / 2:.2f} ±' in page
     assert 'A tiny grid' in page and '34 training and 13 validation images' in page
 
+    grid.write_text(yaml.safe_dump({**GRID, 'options': {**OPTIONS, 'img_size': 32}}))  # nothing of it was trained
+    assert run_here(monkeypatch, 'ablation', *options, '--table') == 2
+    assert run_here(monkeypatch, 'ablation', *options) == 2
+    assert 'was trained with other options' in capsys.readouterr().err
+    grid.write_text(yaml.safe_dump({**GRID, 'options': {**OPTIONS, 'workers': 1}}))
     monkeypatch.setattr('subprocess.run', None)  # nothing is left to train
     assert run_here(monkeypatch, 'ablation', *options) == 0
     assert run_here(monkeypatch, 'ablation', *options, '--table') == 0
@@ -66,6 +71,9 @@ def test_mistakes(monkeypatch, capsys, coco_folder, tmp_path, grid):
     assert 'holds no run' in error(grid, '--table')
     grid.write_text(yaml.safe_dump({**GRID, 'options': {**OPTIONS, 'epochs': 0}}))
     assert '--epochs must be at least 1' in error(grid, '--data-dir', coco_folder)
+    grid.write_text(yaml.safe_dump({**GRID, 'search': dict(lr=1e-3)}))
+    assert "search of row 'FAN'" in error(grid)
+    assert '--jobs' in error(grid, '--jobs', '0')
     grid.write_text(yaml.safe_dump({**GRID, 'reference': 'x'}))
     assert 'reference must be one of the rows' in error(grid)
     (tmp_path / 'tiny.jsonl').write_text('{')
@@ -82,7 +90,7 @@ def test_options_of_the_grids_are_train_pys(monkeypatch, capsys, tmp_path, name)
     for row in grid['rows']:
         for run in ablation.search_runs(row, grid)[:1]:
             config = tmp_path / 'row.yaml'
-            config.write_text(yaml.safe_dump(ablation.merged(grid['options'], run.options, dict(data='coco2014'))))
+            config.write_text(yaml.safe_dump(ablation.merged(run.options, dict(data='coco2014'))))
             options = ['--config', config, '--data-dir', tmp_path / 'none', '--output', tmp_path / 'run']
             assert run_here(monkeypatch, 'train', *options) == 2
             error = capsys.readouterr().err

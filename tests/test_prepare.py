@@ -1,10 +1,12 @@
 """Shards of smaller images keep labels, unknown ones too, and boxes."""
 import io
 import json
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_programs import run_here
 
@@ -35,7 +37,15 @@ def test_prepared_scenes(monkeypatch, capsys, coco_folder, tmp_path):
     assert run_here(monkeypatch, 'prepare_data', *options, '--output', output) == 2
     assert 'exists already' in capsys.readouterr().err
     assert run_here(monkeypatch, 'prepare_data', *options, '--output', tmp_path / 'x', '--quality', '0') == 2
-    assert not (tmp_path / 'x').exists()
+    annotations = coco_folder / 'annotations' / 'instances_val2014.json'
+    other = tmp_path / 'other'
+    shutil.copytree(coco_folder, other)
+    content = json.loads(annotations.read_text())
+    content['categories'][0]['name'], content['categories'][1]['name'] = 'one', 'two'
+    (other / 'annotations' / annotations.name).write_text(json.dumps(content))
+    options[3] = other
+    assert run_here(monkeypatch, 'prepare_data', *options, '--output', tmp_path / 'x') == 2
+    assert 'different categories' in capsys.readouterr().err and not (tmp_path / 'x').exists()
 
 
 def test_unknown_labels_small_images_and_unreadable_ones(tmp_path):
@@ -52,8 +62,29 @@ def test_unknown_labels_small_images_and_unreadable_ones(tmp_path):
     assert again.targets().tolist() == [[1, 0, -1], [-1, -1, -1]]
 
 
+def test_boxes_of_turned_images_are_dropped(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in (('a.jpg', dict(exif=exif)), ('b.jpg', {})):
+        Image.new('RGB', (80, 40)).save(tmp_path / name, **options)
+    box = dict(boxes=[(0, 0, 10, 20)], box_labels=[0], size=(80, 40))
+    samples = [Sample(name, (0,), **box) for name in ('a.jpg', 'b.jpg')]
+    (tmp_path / 'out').mkdir()
+    method = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method('forkserver', force=True)  # the default of Python 3.14
+    try:
+        write_shards(MultiLabelDataset.from_samples(tmp_path, samples, ['x']), tmp_path / 'out', 'train', 20, workers=1)
+    finally:
+        torch.multiprocessing.set_start_method(method, force=True)
+    again = create_dataset('shards:{split}-*.tar', tmp_path / 'out', 'train')
+    assert [again.load(i).size for i in range(2)] == [(20, 40), (40, 20)]
+    assert [len(again.boxes[i][0]) for i in range(2)] == [0, 1] and again.boxes[1][0].tolist() == [[0, 0, 5, 10]]
+
+
 def test_broken_boxes_are_named(tmp_path):
-    for boxes, box_labels, words in (([[1, 2, 3]], [0], '4 numbers'), ([[1, 2, 3, 4]], [5], 'beyond the 2')):
+    for boxes, box_labels, words in (
+            ([[1, 2, 3]], [0], 'reshape'), ([[1, 2, 3, 4]], [5], 'beyond the 2'),
+            ([[1, 2, 3, 4]], ['x'], 'class index'), ([['a', 2, 3, 4]], [0], 'float')):
         with tarfile.open(tmp_path / 'train-0.tar', 'w') as archive:
             image = io.BytesIO()
             Image.new('RGB', (8, 8)).save(image, 'jpeg')

@@ -27,7 +27,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize('options', [
     dict(crop_pct=0.875), dict(crop_pct=1.0), dict(crop_pct=0.9, crop_mode='squash'), dict(crop_mode='border'),
-    dict(interpolation='bilinear'), dict(input_size=(3, 96, 64))], ids=str)
+    dict(interpolation='bilinear'), dict(interpolation='lanczos'), dict(input_size=(3, 96, 64))], ids=str)
 @pytest.mark.parametrize('size', [(160, 120), (97, 203), (40, 50)])
 def test_evaluation_shows_what_timms_does(options, size):
     config, image = {**CONFIG, **options}, photo(*size)
@@ -49,6 +49,10 @@ def test_normalization_is_timms():
     assert normalize(images).is_contiguous(memory_format=torch.channels_last)
     floats = torch.randn(2, 3, 5, 7)
     assert torch.equal(normalize(floats), floats)
+
+
+def test_auto_augment_brings_no_colour_jitter():
+    assert 'ColorJitter' not in repr(create_transform(**CONFIG, is_training=True, auto_augment='3a'))
 
 
 def test_training_crops_resizes_and_flips_by_the_seed():

@@ -26,7 +26,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import yaml
@@ -91,15 +91,19 @@ def load_grid(file: Path) -> Dict[str, Any]:
 
 
 def read_grid(name: str) -> Tuple[str, Dict[str, Any]]:
-    """Name and content of a grid, the rows' own searches apart."""
+    """Name and content of a grid: `rows` with all their options, `own` with what sets them apart, and `searches`."""
     file = grid_file(name)
     grid = load_grid(file)
     if grid.get('reference') not in grid['rows']:
         raise InputError(f"{file}: reference must be one of the rows, got {grid.get('reference')!r}.")
     grid = {'options': {}, 'search': {}, 'search_seed': 1000, 'seeds': 5, **grid}
-    rows = {row: dict(options or {}) for row, options in grid['rows'].items()}
-    searches = {row: options.pop('search', grid['search']) or {} for row, options in rows.items()}
-    return file.stem, {**grid, 'rows': rows, 'searches': searches}
+    own = {row: dict(options or {}) for row, options in grid['rows'].items()}
+    searches = {row: options.pop('search', grid['search']) or {} for row, options in own.items()}
+    for row, search in searches.items():
+        if not isinstance(search, dict) or not all(isinstance(v, list) and v for v in search.values()):
+            raise InputError(f"{file}: the search of row '{row}' must be option: [value, ...], got {search}.")
+    rows = {row: merged(grid['options'], options) for row, options in own.items()}
+    return file.stem, {**grid, 'own': own, 'rows': rows, 'searches': searches}
 
 
 def merged(*layers: Options) -> Options:
@@ -115,17 +119,21 @@ def merged(*layers: Options) -> Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a row, its options, and whether it belongs to the search."""
+    """One training: a row, its options, and what is tried of its search, if it belongs to one."""
     row: str
     seed: int
     options: Options
-    search: bool = False
+    tried: Optional[Options] = None
 
     @property
     def name(self) -> str:
-        found = '-'.join(f'{k}={v}' for k, v in self.options.items() if self.search and k not in ('model_kwargs',))
-        slug = re.sub(r'[^\w.=+-]+', '_', f'{self.row}-{found}' if self.search else self.row)
-        return f'{slug}-seed{self.seed}'
+        parts = [self.row, *(f'{k}={v}' for k, v in (self.tried or {}).items())]
+        return re.sub(r'[^\w.=+-]+', '_', '-'.join(parts)) + f'-seed{self.seed}'
+
+
+def decisive(options: Options) -> Options:
+    """Without what does not change the result."""
+    return {k: v for k, v in options.items() if k not in ('val_interval', 'workers', 'keep', 'log_with')}
 
 
 class Results:
@@ -141,8 +149,8 @@ class Results:
                 raise InputError(f'{file} is damaged: {error}. Remove the line.') from error
 
     def find(self, run: Run) -> List[dict]:
-        return [r for r in self.records if (r['row'], r['seed'], r['search'], r['options']) == (
-            run.row, run.seed, run.search, run.options)]
+        wanted = (run.row, run.seed, run.tried is not None, decisive(run.options))
+        return [r for r in self.records if (r['row'], r['seed'], r['search'], decisive(r['options'])) == wanted]
 
     def add(self, record: dict) -> None:
         with _lock:
@@ -151,10 +159,12 @@ class Results:
             write_text(self.file, ''.join(json.dumps(r) + '\n' for r in self.records))
 
 
-def train(run: Run, grid: Dict[str, Any], folder: Path, args: argparse.Namespace) -> None:
+def train(run: Run, folder: Path, args: argparse.Namespace) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     config = folder.with_name(f'{folder.name}.yaml')
-    options = merged(grid['options'], run.options, dict(data_dir=args.data_dir, seed=run.seed, report=False))
+    options = merged(run.options, dict(data_dir=args.data_dir, seed=run.seed, report=False))
+    if folder.exists() and config.is_file() and decisive(yaml.safe_load(config.read_text())) != decisive(options):
+        raise InputError(f'{folder} was trained with other options: remove it, or give another folder as --runs.')
     write_text(config, yaml.safe_dump(options))
     result = subprocess.run(
         [sys.executable, SCRIPTS / 'train.py', '--config', config, '--output', folder, '--resume'],
@@ -164,24 +174,24 @@ def train(run: Run, grid: Dict[str, Any], folder: Path, args: argparse.Namespace
 
 
 @torch.no_grad()
-def evaluate(run: Run, grid: Dict[str, Any], folder: Path, args: argparse.Namespace) -> dict:
+def evaluate(run: Run, folder: Path, args: argparse.Namespace) -> dict:
     """What the last model of a run scores, with where it comes from."""
     accelerator = Accelerator()
     model = load_model(folder / 'last').to(accelerator.device)
-    data = grid['options'].get('data', 'scenes')
-    dataset = dataset_for_model(model, data, args.data_dir, 'val')
+    dataset = dataset_for_model(model, run.options.get('data', 'scenes'), args.data_dir, 'val')
     loader = accelerator.prepare(DataLoader(dataset, 32))
     logits, targets = predict_logits(model, loader, accelerator)
     scores = evaluate_logits(logits, targets, dataset.class_names)
     groups = score_groups(scores, logits, targets, dataset)
     ap = {c.name: c.AP for c in scores.per_class}
     tied = [name for name in correlated_classes(dataset) if ap[name] is not None][:6]
-    located = dataset.boxes is not None and not run.search
+    located = dataset.boxes is not None and run.tried is None
     where = localization(model, dataset, resolve_model_data_config(model)) if located else None
     record = json.loads((folder / 'run.json').read_text())
     return dict(
-        row=run.row, seed=run.seed, search=run.search, options=run.options, mAP=scores.mAP, CF1=scores.all.CF1,
-        OF1=scores.all.OF1, tail=asdict(groups.tail), small=asdict(groups.small) if groups.small else None,
+        row=run.row, seed=run.seed, search=run.tried is not None, options=run.options,
+        mAP=scores.mAP, CF1=scores.all.CF1, OF1=scores.all.OF1, tail=asdict(groups.tail),
+        small=asdict(groups.small) if groups.small else None,
         correlated=dict(classes=tied, mAP=statistics.fmean(ap[n] for n in tied) if tied else None),
         pointing=where and where.pointing, energy=where and where.energy, centre=where and where.centre,
         area=where and where.area, AP=ap,
@@ -189,15 +199,15 @@ def evaluate(run: Run, grid: Dict[str, Any], folder: Path, args: argparse.Namesp
             'parameters', 'train_images', 'val_images', 'seconds', 'hardware', 'versions', 'git_revision', 'data')})
 
 
-def do(runs: List[Run], grid: Dict[str, Any], results: Results, base: Path, args: argparse.Namespace) -> None:
+def do(runs: List[Run], results: Results, base: Path, args: argparse.Namespace) -> None:
     """Train and evaluate what is not in the results yet."""
     missing = [run for run in runs if not results.find(run)]
 
     def one(run: Run) -> None:
         folder = base / run.name
-        train(run, grid, folder, args)
+        train(run, folder, args)
         with _lock:
-            record = evaluate(run, grid, folder, args)
+            record = evaluate(run, folder, args)
         results.add(record)
         shutil.rmtree(folder / 'checkpoints')
         print(f'{run.name}: mAP {100 * record["mAP"]:.2f}, {record["seconds"]:.0f} s', flush=True)
@@ -209,17 +219,19 @@ def do(runs: List[Run], grid: Dict[str, Any], results: Results, base: Path, args
 
 def chosen_options(row: str, grid: Dict[str, Any], results: Results) -> Tuple[Options, List[dict]]:
     """The row's options with what its search found best, and the records of the search."""
-    own = grid['rows'][row]
-    tried = [r for run in search_runs(row, grid) for r in results.find(run)]
+    runs = search_runs(row, grid)
+    tried = [r for run in runs for r in results.find(run)]
     if not tried:
-        return own, []
-    return max(tried, key=lambda r: r['mAP'])['options'], tried
+        return grid['rows'][row], []
+    best = decisive(max(tried, key=lambda r: r['mAP'])['options'])
+    return next(run.options for run in runs if decisive(run.options) == best), tried
 
 
 def search_runs(row: str, grid: Dict[str, Any]) -> List[Run]:
     search = grid['searches'][row]
     values = itertools.product(*search.values()) if search else ()
-    return [Run(row, grid['search_seed'], merged(grid['rows'][row], dict(zip(search, v))), True) for v in values]
+    tried = [dict(zip(search, v)) for v in values]
+    return [Run(row, grid['search_seed'], merged(grid['rows'][row], t), t) for t in tried]
 
 
 def percent(values: List[float]) -> str:
@@ -256,9 +268,10 @@ def collect(grid: Dict[str, Any], results: Results, seeds: int) -> Rows:
 
 def multiply_adds(options: Options, num_classes: int) -> int:
     """Of one image at the size that was trained at."""
-    kwargs = {k: v for k, v in options.items() if k in ('backbone', 'img_size')}
-    kwargs.update(options.get('model_kwargs', {}))
-    model = create_model(options.get('model', 'fan'), num_classes=num_classes, device='meta', **kwargs).eval()
+    name = options.get('model', 'fan')
+    kwargs = {k: v for k, v in options.items() if k in ('backbone', 'img_size') and name.startswith('fan')}
+    model = create_model(
+        name, num_classes=num_classes, device='meta', **kwargs, **options.get('model_kwargs', {})).eval()
     return count_cost(model, resolve_model_data_config(model, args=dict(img_size=options.get('img_size')))[
         'input_size']).multiply_adds
 
@@ -301,6 +314,7 @@ def page(name: str, grid: Dict[str, Any], results: Results, rows: Rows, costs: D
     all_found = [r for found, _, _ in rows.values() for r in found]
     one = all_found[0]
     hardware = sorted({r['hardware'] for r in all_found})
+    revisions = sorted({str(r['git_revision'])[:7] for r in all_found})
     versions = sorted({', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in all_found})
     text = [f'# {grid.get("title", name)}', '', f'`python train_scripts/ablation.py {name}`, by this program from'
             f' [{results.file.name}]({results.file.name}), one line a run. {one["train_images"]} training and'
@@ -314,18 +328,21 @@ def page(name: str, grid: Dict[str, Any], results: Results, rows: Rows, costs: D
         if one[key] and one[key]['classes']:
             text.append(f'{title}: {", ".join(one[key]["classes"])}.')
     text += ['', f'Options of all rows: `{json.dumps(grid["options"])}`.', '', '| row | options |', '|---|---|']
-    text += [f'| {row} | `{json.dumps(grid["rows"][row])}` |' for row in rows]
+    text += [f'| {row} | `{json.dumps(grid["own"][row])}` |' for row in rows]
     if searched:
         text += ['', f'Search, one run each with seed {grid["search_seed"]}; the best mAP was taken:', '',
                  f'| | {" | ".join(searched)} | mAP |', '|---' * (2 + len(searched)) + '|']
         text += ['| ' + ' | '.join([row, *(str(r['options'].get(k, '')) for k in searched), percent([r['mAP']])]) + ' |'
                  for row, (_, _, tried) in rows.items() for r in tried]
-    text += ['', *(f'Hardware: {h}.' for h in hardware), *(f'Versions: {v}.' for v in versions), '']
+    text += ['', *(f'Hardware: {h}.' for h in hardware), *(f'Versions: {v}.' for v in versions),
+             f'Revisions: {", ".join(revisions)}.', '']
     return '\n'.join(text)
 
 
 def main() -> None:
     args = parse_args()
+    if args.jobs < 1 or (args.seeds is not None and args.seeds < 1):
+        raise InputError('--jobs and --seeds must be at least 1.')
     torch.set_num_threads(max(1, torch.get_num_threads() // args.jobs))  # threads that share a core wait for each other
     name, grid = read_grid(args.grid)
     unknown = set(args.rows or ()) - set(grid['rows'])
@@ -336,12 +353,12 @@ def main() -> None:
     if not args.table:
         rows = args.rows or list(grid['rows'])
         base = args.runs / name
-        do([run for row in rows for run in search_runs(row, grid)], grid, results, base, args)
+        do([run for row in rows for run in search_runs(row, grid)], results, base, args)
         do([Run(row, seed, chosen_options(row, grid, results)[0]) for seed in range(seeds) for row in rows],
-           grid, results, base, args)
+           results, base, args)
     rows = collect(grid, results, seeds)
     costs = {
-        row: multiply_adds(merged(grid['options'], options), len(found[0]['AP']))
+        row: multiply_adds(options, len(found[0]['AP']))
         for row, (found, options, _) in rows.items() if found}
     if not costs:
         raise InputError(f'{results.file} holds no run of this grid yet.')

@@ -4,7 +4,8 @@
     python train_scripts/prepare_data.py --data coco2014 --data-dir /data/coco --output /data/coco_256 --short-side 256
     python train_scripts/train.py --data 'shards:{split}-*.tar' --data-dir /data/coco_256 --img-size 224 ...
 
-Leave the short side some room above the size that is trained at, as random crops enlarge what they cut.
+Leave the short side some room above the size that is trained at, as random crops enlarge what they cut. Boxes shrink
+with the images, so recall by object size counts in the small images' pixels.
 """
 import argparse
 from pathlib import Path
@@ -35,10 +36,12 @@ def main() -> None:
     args = parse_args()
     if args.output.exists():
         raise InputError(f'--output {args.output} exists already: remove it, or choose another.')
-    if args.short_side < 1 or args.shard_size < 1 or not 1 <= args.quality <= 95:
-        raise InputError('--short-side and --shard-size must be at least 1, --quality 1 to 95.')
+    if args.short_side < 1 or args.shard_size < 1 or args.workers < 0 or not 1 <= args.quality <= 95:
+        raise InputError('--short-side and --shard-size must be at least 1, --workers 0, and --quality 1 to 95.')
     train = create_dataset(args.data, args.data_dir, 'train')
     splits = dict(train=train, val=create_dataset(args.data, args.data_dir, 'val', class_names=train.class_names))
+    if splits['val'].class_names != train.class_names:
+        raise InputError(f'{args.data_dir}: the training and validation files list different categories.')
     if not all(isinstance(d, MultiLabelDataset) for d in splits.values()):
         raise InputError('A stream cannot be prepared: leave streaming=true out.')
     unlisted = '?unlisted=unknown' if train.labels.default == -1 else ''

@@ -36,11 +36,16 @@ class _Resized(Dataset):
         classes, values = self.dataset.labels.listed(index)
         entry: Dict[str, Any] = {
             key: classes[values == value].tolist() for key, value in (('labels', 1), ('absent', 0), ('unknown', -1))}
-        if self.dataset.boxes is not None:
+        # boxes count in the stored image, which an EXIF orientation turns
+        if self.dataset.boxes is not None and tuple(self.dataset.boxes.sizes[index]) in (size, (0, 0)):
             boxes, box_labels = self.dataset.boxes[index]
             scales = [new / old for new, old in zip(image.size, size)] * 2
             entry.update(boxes=(boxes * scales).round(2).tolist(), box_labels=box_labels.tolist(), size=image.size)
         return file.getvalue(), entry
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -61,6 +66,8 @@ def write_shards(
 ) -> List[str]:
     """Write a split as WebDataset shards `SPLIT-00000.tar`, ..., to be read as `shards:{split}-*.tar`.
 
+    Images are written upright; those that an EXIF orientation turns lose their boxes, which count before the turn.
+
     Args:
         dataset: Its transform is not used.
         folder: To write into; gets `classes.txt` too.
@@ -77,7 +84,7 @@ def write_shards(
     folder = Path(folder)
     (folder / 'classes.txt').write_text('\n'.join(dataset.class_names) + '\n')
     loader = DataLoader(
-        _Resized(dataset, short_side, quality), batch_size=None, num_workers=workers, collate_fn=lambda sample: sample)
+        _Resized(dataset, short_side, quality), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
     unreadable, archive, written = [], None, 0
     for content, entry in progress(loader, desc=split, total=len(dataset)):
         if content is None:

@@ -80,10 +80,10 @@ def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Sequence[Any], ...], Samp
     if suffix == 'json':
         entry = json.loads(content)
         groups = tuple(entry[k] if k == 'labels' else entry.get(k, ()) for k in ('labels', 'absent', 'unknown'))
-        objects = Sample('', (), entry.get('boxes', ()), entry.get('box_labels', ()), size=entry.get('size'))
-        if len(objects.boxes) != len(objects.box_labels) or any(len(box) != 4 for box in objects.boxes):
-            raise ValueError(f'{len(objects.boxes)} boxes of 4 numbers, and {len(objects.box_labels)} box_labels')
-        return groups, objects
+        boxes, box_labels = np.asarray(entry.get('boxes', ()), float).reshape(-1, 4), entry.get('box_labels', ())
+        if len(boxes) != len(box_labels) or not all(isinstance(i, int) for i in box_labels):
+            raise ValueError(f'box_labels must hold a class index for each of {len(boxes)} boxes, got {box_labels}')
+        return groups, Sample('', (), boxes, box_labels, size=entry.get('size'))
     text = content.decode()
     groups = ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t] if suffix == 'cls' else text.split('\n'),)
     return groups, Sample('', ())

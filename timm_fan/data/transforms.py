@@ -1,5 +1,5 @@
 """From the encoded photograph to the network: uint8 in the workers, normalized as one batch on the device."""
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -13,9 +13,15 @@ from torchvision.transforms import v2
 __all__ = ['Normalize', 'create_transform']
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """uint8 (3, H, W) of an RGB image, in channels_last, which resizing is fastest in."""
+def to_tensor(image: Union[Image.Image, torch.Tensor]) -> torch.Tensor:
+    """uint8 (3, H, W) of an RGB image, in channels_last, which resizing is fastest in; a tensor as it is."""
+    if isinstance(image, torch.Tensor):
+        return image
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _to_pil(image: Union[Image.Image, torch.Tensor]) -> Image.Image:
+    return image if isinstance(image, Image.Image) else v2.functional.to_pil_image(image)
 
 
 def create_transform(
@@ -45,21 +51,23 @@ def create_transform(
         auto_augment: timm's, e.g. 'rand-m7-mstd0.5'.
     """
     height, width = input_size[1:]
-    options = dict(input_size=input_size, mean=mean, std=std, interpolation=interpolation, use_prefetcher=True)
+    options = dict(
+        input_size=input_size, mean=mean, std=std, interpolation=interpolation, use_prefetcher=True, color_jitter=None)
     if not is_training and crop_mode != 'squash' and (crop_mode != 'center' or height != width):
         return create_timm_transform(**options, crop_pct=crop_pct, crop_mode=crop_mode)
     mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
+    steps = [to_tensor] if mode.value in ('bilinear', 'bicubic', 'nearest') else []  # the others are Pillow's alone
     if is_training:
-        steps = [v2.RandomResizedCrop((height, width), scale=scale, interpolation=mode), v2.RandomHorizontalFlip()]
+        steps += [v2.RandomResizedCrop((height, width), scale=scale, interpolation=mode), v2.RandomHorizontalFlip()]
         if auto_augment:
             _, augment, _ = create_timm_transform(**options, is_training=True, auto_augment=auto_augment, separate=True)
-            steps += [v2.ToPILImage(), augment, to_tensor]
+            steps += [_to_pil, augment]
     else:
         resized = [int(side / crop_pct) for side in (height, width)]
-        steps = [
+        steps += [
             v2.Resize(resized if crop_mode == 'squash' else resized[0], interpolation=mode),
             v2.CenterCrop((height, width))]
-    return v2.Compose([to_tensor, *steps])
+    return v2.Compose([*steps, to_tensor])
 
 
 class Normalize(nn.Module):

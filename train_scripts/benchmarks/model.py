@@ -86,36 +86,44 @@ def images(batch_size: int, size: Tuple[int, ...], args: argparse.Namespace) -> 
     return x.contiguous(memory_format=torch.channels_last) if args.channels_last else x
 
 
-def inference(model: nn.Module, batch_size: int, size: Tuple[int, ...], dtype: str, args) -> Callable[[], None]:
+def autocast(dtype: str, args: argparse.Namespace) -> torch.autocast:
+    return torch.autocast(torch.device(args.device).type, DTYPES[dtype], enabled=dtype != 'fp32')
+
+
+class Call(NamedTuple):
+    """What is timed, and the mode that its model must be in."""
+    run: Callable[[], None]
+    set_mode: Callable[[], Any]
+
+
+def inference(model: nn.Module, batch_size: int, size: Tuple[int, ...], dtype: str, args) -> Call:
     x = images(batch_size, size, args)
 
     def call() -> None:
-        model.eval()
-        with torch.inference_mode(), torch.autocast(args.device, DTYPES[dtype], enabled=dtype != 'fp32'):
+        with torch.inference_mode(), autocast(dtype, args):
             model(x)
-    return call
+    return Call(call, model.eval)
 
 
-def training_step(model: nn.Module, size: Tuple[int, ...], dtype: str, args: argparse.Namespace) -> Callable[[], None]:
+def training_step(model: nn.Module, size: Tuple[int, ...], dtype: str, args: argparse.Namespace) -> Call:
     x = images(args.train_batch_size, size, args)
     targets = (torch.rand(len(x), args.num_classes, device=args.device) < 0.036).float()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def call() -> None:
-        model.train()
-        with torch.autocast(args.device, DTYPES[dtype], enabled=dtype != 'fp32'):
+        with autocast(dtype, args):
             logits = model(x)
         nn.functional.binary_cross_entropy_with_logits(logits.float(), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-    return call
+    return Call(call, model.train)
 
 
-def seconds(call: Callable[[], None], device: str) -> float:
+def seconds(run: Callable[[], None], device: str) -> float:
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     started = time.perf_counter()
-    call()
+    run()
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -145,14 +153,15 @@ def cpu_memory(contender: Contender, args: argparse.Namespace) -> Dict[str, int]
     if contender.engine != 'folded':
         calls['memory_training'] = training_step(model, size, contender.dtype, args)
     for key, call in calls.items():
+        call.set_mode()
         before = _resident('VmRSS')
         Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
-        call()
+        call.run()
         found[key] = _resident('VmHWM') - before
     return found
 
 
-def cuda_memory(calls: Dict[str, Callable[[], None]]) -> Dict[str, int]:
+def cuda_memory(calls: Dict[str, Call]) -> Dict[str, int]:
     found = {}
     for name, key in (('throughput', 'memory_inference'), ('training', 'memory_training')):
         if name in calls:
@@ -160,7 +169,8 @@ def cuda_memory(calls: Dict[str, Callable[[], None]]) -> Dict[str, int]:
             torch.cuda.empty_cache()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            calls[name]()
+            calls[name].set_mode()
+            calls[name].run()
             found[key] = torch.cuda.max_memory_allocated() - before
     return found
 
@@ -168,7 +178,7 @@ def cuda_memory(calls: Dict[str, Callable[[], None]]) -> Dict[str, int]:
 def measure(args: argparse.Namespace) -> Dict[str, Any]:
     rows = list(dict.fromkeys(['backbone', *args.rows]))
     contenders = [Contender(*c) for c in ((r, e, d) for e in args.engines for d in args.dtypes for r in rows)]
-    calls: Dict[Contender, Dict[str, Callable[[], None]]] = {}
+    calls: Dict[Contender, Dict[str, Call]] = {}
     results: Dict[Contender, Dict[str, Any]] = {}
     for contender in tqdm(contenders, desc='build and warm up', leave=False):
         model, size = build(contender, args)
@@ -181,13 +191,15 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         if contender.engine != 'folded':
             calls[contender]['training'] = training_step(run, size, contender.dtype, args)
         for call in calls[contender].values():
+            call.set_mode()
             for _ in range(2):
-                call()
+                call.run()
     for name in ('latency', 'throughput', 'training'):
         timed: Dict[Contender, List[float]] = {c: [] for c in contenders if name in calls[c]}
         for _ in tqdm(range(args.repeats), desc=name, leave=False):
             for contender in timed:
-                timed[contender].append(seconds(calls[contender][name], args.device))
+                calls[contender][name].set_mode()
+                timed[contender].append(seconds(calls[contender][name].run, args.device))
         for contender, values in timed.items():
             results[contender][name] = statistics.median(values)
     cuda = args.device.startswith('cuda')
@@ -200,8 +212,9 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
     if args.profile:
         for contender in contenders:
             if 'training' in calls[contender]:
+                calls[contender]['training'].set_mode()
                 with torch.profiler.profile() as profile:
-                    seconds(calls[contender]['training'], args.device)
+                    seconds(calls[contender]['training'].run, args.device)
                 key = f'self_{"cuda" if cuda else "cpu"}_time_total'
                 print(f'{contender}\n{profile.key_averages().table(sort_by=key, row_limit=args.profile)}')
     return dict(
@@ -222,7 +235,7 @@ def table(report: Dict[str, Any]) -> str:
         f' classes, {"channels_last" if report["channels_last"] else "contiguous"}: time and peak memory as ratios to'
         f' the backbone alone with average pooling and a linear layer, medians of {report["repeats"]} rounds in turn.'
         f' {report["hardware"]}, {report["threads"]} thread(s), torch {report["versions"]["torch"]}, timm'
-        f' {report["versions"]["timm"]}.',
+        f' {report["versions"]["timm"]}.' + (' fp32 is TF32.' if report['device'].startswith('cuda') else ''),
         '',
         f'| | M parameters | G multiply-adds | ratio | latency, batch 1 | throughput, batch {batch} | training step,'
         f' batch {train_batch} | images/s, inference | images/s, training | share of the peak | memory, inference |'
@@ -247,12 +260,16 @@ def table(report: Dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.device.startswith('cuda') and not torch.cuda.is_available():
-        raise InputError(f'--device {args.device}: PyTorch sees no GPU here.')
+    if args.device.startswith('cuda'):
+        if not torch.cuda.is_available():
+            raise InputError(f'--device {args.device}: PyTorch sees no GPU here.')
+        torch.cuda.set_device(args.device)
+        # one arithmetic for convolutions and products, by default it is TF32 for the former alone
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     report = measure(args)
-    page = table(report)
     if args.results:
         write_text(args.results, json.dumps(report, indent=1))
+    page = table(report)
     if args.table:
         write_text(args.table, page)
     print(page)
