@@ -251,7 +251,8 @@ def paired(row: List[dict], reference: List[dict]) -> str:
         return ''
     test = ttest_rel(*zip(*pairs))
     low, high = test.confidence_interval()
-    return f'{statistics.fmean(a - b for a, b in pairs):+.2f} ({low:+.2f} to {high:+.2f}, p {test.pvalue:.3f})'
+    p = f'p {test.pvalue:.3f}' if test.pvalue >= 0.001 else 'p < 0.001'
+    return f'{statistics.fmean(a - b for a, b in pairs):+.2f} ({low:+.2f} to {high:+.2f}, {p})'
 
 
 Rows = Dict[str, Tuple[List[dict], Options, List[dict]]]
