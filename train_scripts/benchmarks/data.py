@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, List
 
 import numpy as np
 import torch
+from accelerate.utils import set_seed
 from PIL import Image
 from timm.data import create_transform as create_timm_transform
 from torchvision import transforms as v1
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
     seconds: Dict[str, List[float]] = {name: [] for name in contenders}
     for _ in tqdm(range(args.repeats), desc='rounds', leave=False):
         for name, (encoded, transform) in contenders.items():
+            set_seed(0)  # the operations of an augmentation take very different times
             started = time.perf_counter()
             for content in encoded:
                 transform(load_image(io.BytesIO(content)))
