@@ -43,11 +43,11 @@ def test_memory_layout_does_not_change_the_count():
 HEADS = [dict(frn=False, cln=False, head=head) for head in ('csra', 'ml_decoder', 'query2label')]
 
 
-@pytest.mark.parametrize('training', [False, True])
-@pytest.mark.parametrize('kwargs', [
-    dict(), dict(lite=True), dict(joint=False, cln_residual=False, global_pool='avg'), dict(frn=False), dict(cln=False),
-    dict(backbone='test_efficientnet'), dict(backbone='test_convnext'), dict(backbone='test_vit'), *HEADS], ids=str)
-def test_models_compile_in_one_graph(kwargs, training):
+@pytest.mark.parametrize('training, kwargs', [
+    (True, dict()), (True, HEADS[0]), (True, dict(backbone='test_vit')), (False, dict()), (False, dict(lite=True)),
+    (False, dict(joint=False, cln_residual=False, global_pool='avg')), (False, dict(backbone='test_convnext')),
+    *((False, head) for head in HEADS)], ids=str)
+def test_models_compile_in_one_graph(training, kwargs):
     torch._dynamo.reset()
     model = timm.create_model('fan', **{'backbone': 'test_resnet', 'num_classes': 5, **kwargs}).train(training)
     x = torch.randn(2, *model.pretrained_cfg['input_size'])
