@@ -60,6 +60,16 @@ def test_grid_is_searched_trained_compared_and_goes_on(monkeypatch, capsys, coco
     assert run_here(monkeypatch, 'ablation', *options) == 0
     assert run_here(monkeypatch, 'ablation', *options, '--table') == 0
 
+    def without_search(options):
+        return {k: v for k, v in options.items() if k not in ('search', 'lr')}
+
+    rows = {row: without_search(options) for row, options in GRID['rows'].items()}
+    grid.write_text(yaml.safe_dump({**GRID, 'search': {}, 'rows': rows}))
+    file.write_text(''.join(json.dumps({**r, 'options': without_search(r['options'])}) + '\n' for r in records))
+    assert run_here(monkeypatch, 'ablation', *options, '--table') == 0
+    table = [line for line in (tmp_path / 'tiny.md').read_text().splitlines() if line.startswith('|')][:4]
+    assert len({line.count('|') for line in table}) == 1
+
 
 def test_mistakes(monkeypatch, capsys, coco_folder, tmp_path, grid):
     def error(*args):

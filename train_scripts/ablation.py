@@ -297,10 +297,10 @@ def page(name: str, grid: Dict[str, Any], results: Results, rows: Rows, costs: D
     """The comparison as Markdown."""
     reference = rows[grid['reference']][0]
     searched = list(dict.fromkeys(key for search in grid['searches'].values() for key in search))
-    lines = [
-        f'| | {" | ".join(searched)} | mAP | minus {grid["reference"]} | CF1 | OF1 | rarest six | smallest six |'
-        ' most correlated six | pointing game | energy in boxes | M parameters | G multiply-adds | min | seeds |',
-        '|---' * (14 + len(searched)) + '|']
+    columns = [
+        '', *searched, 'mAP', f'minus {grid["reference"]}', 'CF1', 'OF1', 'rarest six', 'smallest six',
+        'most correlated six', 'pointing game', 'energy in boxes', 'M parameters', 'G multiply-adds', 'min', 'seeds']
+    lines = [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
     for row, (found, options, _) in rows.items():
         if not found:
             continue
