@@ -436,6 +436,10 @@ def test_benchmark_of_the_data(monkeypatch, capsys, coco_folder, tmp_path):
     rates, output = report['images_per_second'], capsys.readouterr().out
     for name, rate in rates.items():
         assert f'| {name} | {rate:.0f} | {rate / rates["CSRA: flip, crop"]:.2f} x |' in output
+    assert run_here(monkeypatch, 'benchmark', 'data', *options, '--repeats', '0') == 2
+    assert '--repeats must be at least 1, got 0' in capsys.readouterr().err
+    assert run_here(monkeypatch, 'benchmark', 'model', '--device', 'nothing') == 2
+    assert "--device 'nothing'" in capsys.readouterr().err
     assert run_here(monkeypatch, 'benchmark', 'data', tmp_path / 'none') == 2
     assert 'holds no JPEG' in capsys.readouterr().err
 

@@ -15,9 +15,13 @@ import argparse
 
 from benchmarks import backbones, data, metrics, model
 
+from timm_fan import InputError
 from timm_fan.errors import exit_on_input_error
 
 COMMANDS = {'model': model, 'data': data, 'metrics': metrics, 'backbones': backbones}
+# options that nothing can be measured without; of others 0 means none
+COUNTS = {'repeats', 'batch_size', 'train_batch_size', 'img_size', 'num_classes', 'images', 'classes', 'threads',
+          'short_side', 'stream_classes'}
 
 
 def main() -> None:
@@ -26,6 +30,12 @@ def main() -> None:
     for name, command in COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.__doc__, description=command.__doc__))
     args = parser.parse_args()
+    for key, value in vars(args).items():  # before anything is measured that could not be kept
+        least = 1 if key in COUNTS else 0
+        if isinstance(value, int) and value < least:
+            raise InputError(f'--{key.replace("_", "-")} must be at least {least}, got {value}.')
+        if key in ('results', 'table') and value is not None:
+            value.parent.mkdir(parents=True, exist_ok=True)
     COMMANDS[args.command].run(args)
 
 

@@ -110,7 +110,6 @@ def run(args: argparse.Namespace) -> None:
             tqdm.write(f"{name}: {rows[name]['why']}")
     page = backbones_page({m: [rows[n] for n in names if n in rows] for m, names in modules.items()}, modules, args)
     if args.table:
-        args.table.parent.mkdir(parents=True, exist_ok=True)
         args.table.write_text(page)
     print(page)
 

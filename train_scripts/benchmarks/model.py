@@ -260,6 +260,10 @@ def table(report: Dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
+    try:
+        torch.device(args.device)
+    except RuntimeError as error:
+        raise InputError(f"--device '{args.device}' is none of PyTorch's, give cpu or cuda.") from error
     if args.device.startswith('cuda'):
         if not torch.cuda.is_available():
             raise InputError(f'--device {args.device}: PyTorch sees no GPU here.')
