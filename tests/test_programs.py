@@ -48,6 +48,7 @@ def run_here(monkeypatch, program: str, *args, prepare=lambda module: None) -> i
     monkeypatch.syspath_prepend(SCRIPTS)
     spec = importlib.util.spec_from_file_location(program, SCRIPTS / f'{program}.py')
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, program, module)  # other processes find its functions by name
     spec.loader.exec_module(module)
     prepare(module)
     monkeypatch.setattr(sys, 'argv', [f'{program}.py', *map(str, args)])

@@ -16,14 +16,14 @@ have its own `search`. With `base` it is another grid, whose options it adds to 
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -49,7 +49,6 @@ from timm_fan.statistics import correlated_classes
 SCRIPTS = Path(__file__).parent
 GRIDS = SCRIPTS / 'ablations'
 KEYS = {'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed'}
-_lock = threading.Lock()
 
 Options = Dict[str, Any]
 
@@ -153,10 +152,9 @@ class Results:
         return [r for r in self.records if (r['row'], r['seed'], r['search'], decisive(r['options'])) == wanted]
 
     def add(self, record: dict) -> None:
-        with _lock:
-            self.records.append(record)
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.file, ''.join(json.dumps(r) + '\n' for r in self.records))
+        self.records.append(record)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, ''.join(json.dumps(r) + '\n' for r in self.records))
 
 
 def train(run: Run, folder: Path, args: argparse.Namespace) -> None:
@@ -199,22 +197,25 @@ def evaluate(run: Run, folder: Path, args: argparse.Namespace) -> dict:
             'parameters', 'train_images', 'val_images', 'seconds', 'hardware', 'versions', 'git_revision', 'data')})
 
 
+def do_one(run: Run, folder: Path, args: argparse.Namespace) -> dict:
+    train(run, folder, args)
+    return evaluate(run, folder, args)
+
+
 def do(runs: List[Run], results: Results, base: Path, args: argparse.Namespace) -> None:
     """Train and evaluate what is not in the results yet."""
-    missing = [run for run in runs if not results.find(run)]
-
-    def one(run: Run) -> None:
-        folder = base / run.name
-        train(run, folder, args)
-        with _lock:
-            record = evaluate(run, folder, args)
-        results.add(record)
-        shutil.rmtree(folder / 'checkpoints')
-        print(f'{run.name}: mAP {100 * record["mAP"]:.2f}, {record["seconds"]:.0f} s', flush=True)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for future in [pool.submit(one, run) for run in missing]:
-            future.result()
+    spawn = multiprocessing.get_context('spawn')  # a forked process cannot use a GPU
+    with ProcessPoolExecutor(args.jobs, spawn, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        missing = {pool.submit(do_one, run, base / run.name, args): run for run in runs if not results.find(run)}
+        try:
+            for future in as_completed(missing):
+                record, run = future.result(), missing[future]
+                results.add(record)
+                shutil.rmtree(base / run.name / 'checkpoints')
+                print(f'{run.name}: mAP {100 * record["mAP"]:.2f}, {record["seconds"]:.0f} s', flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is under way ends, nothing else begins
+            raise
 
 
 def chosen_options(row: str, grid: Dict[str, Any], results: Results) -> Tuple[Options, List[dict]]:
