@@ -29,14 +29,14 @@ TINY = [
 ]
 
 
-def launch(*command, processes=0, check=True, timeout=300) -> subprocess.CompletedProcess:
+def launch(*command, processes=0, check=True, timeout=300, cpu=True) -> subprocess.CompletedProcess:
     launcher = [sys.executable]
     if processes:
         # accelerate launch starts several processes on CPUs by MPI only
         launcher += [
             '-m', 'torch.distributed.run', '--nproc_per_node', str(processes), '--rdzv_backend', 'c10d',
             '--rdzv_endpoint', '127.0.0.1:0']
-    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'}
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': str(cpu).lower()}
     result = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, env=env, timeout=timeout)
     if check:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]

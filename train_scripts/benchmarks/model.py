@@ -184,7 +184,8 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         model, size = build(contender, args)
         cost = count_cost(model.eval(), size)
         results[contender] = dict(**contender._asdict(), **cost._asdict())
-        run = torch.compile(model) if contender.engine == 'compiled' else model
+        # else the second batch size would be compiled for any
+        run = torch.compile(model, dynamic=False) if contender.engine == 'compiled' else model
         calls[contender] = dict(
             latency=inference(run, 1, size, contender.dtype, args),
             throughput=inference(run, args.batch_size, size, contender.dtype, args))
@@ -215,7 +216,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
                 calls[contender]['training'].set_mode()
                 with torch.profiler.profile() as profile:
                     seconds(calls[contender]['training'].run, args.device)
-                key = f'self_{"cuda" if cuda else "cpu"}_time_total'
+                key = f'self_{"device" if cuda else "cpu"}_time_total'
                 print(f'{contender}\n{profile.key_averages().table(sort_by=key, row_limit=args.profile)}')
     return dict(
         model=args.model, backbone=args.backbone, input_size=size, num_classes=args.num_classes,
