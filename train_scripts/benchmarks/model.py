@@ -268,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
     if args.device.startswith('cuda'):
         if not torch.cuda.is_available():
             raise InputError(f'--device {args.device}: PyTorch sees no GPU here.')
-        torch.cuda.set_device(args.device)
+        torch.cuda.set_device(torch.device(args.device).index or 0)
         # one arithmetic for convolutions and products, by default it is TF32 for the former alone
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     report = measure(args)
