@@ -5,6 +5,7 @@ import pytest
 import torch
 from test_programs import SCRIPTS, TINY, history, launch
 
+from timm_fan.layers import halve
 from timm_fan.models import create_model
 
 pytestmark = [
@@ -26,6 +27,16 @@ def test_logits_and_gradients_are_the_cpus(monkeypatch, lite):
         found[device] = [logits.detach().cpu(), *(p.grad.cpu().clone() for p in model.parameters())]
     for cpu, cuda in zip(found['cpu'], found['cuda']):
         torch.testing.assert_close(cpu, cuda, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(6, 8), (5, 8), (7, 3)])
+def test_halve_is_the_cpus(size):
+    x = torch.randn(2, 5, *size, dtype=torch.double, requires_grad=True)
+    moved = x.detach().cuda().to(memory_format=torch.channels_last).requires_grad_()
+    for y in (x, moved):
+        halve(y).square().sum().backward()
+    torch.testing.assert_close(halve(moved).cpu(), halve(x))
+    torch.testing.assert_close(moved.grad.cpu(), x.grad)
 
 
 def test_training_evaluation_and_prediction(coco_folder, tmp_path):

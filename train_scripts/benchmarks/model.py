@@ -176,6 +176,10 @@ def cuda_memory(calls: Dict[str, Call]) -> Dict[str, int]:
 
 
 def measure(args: argparse.Namespace) -> Dict[str, Any]:
+    if 'compiled' in args.engines:
+        # contenders share their code, and each compiles it for two batch sizes and for training; past this limit, by
+        # default 8, the last of them would run eagerly
+        torch._dynamo.config.cache_size_limit = 100
     rows = list(dict.fromkeys(['backbone', *args.rows]))
     contenders = [Contender(*c) for c in ((r, e, d) for e in args.engines for d in args.dtypes for r in rows)]
     calls: Dict[Contender, Dict[str, Call]] = {}
@@ -185,7 +189,7 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         cost = count_cost(model.eval(), size)
         results[contender] = dict(**contender._asdict(), **cost._asdict())
         # else the second batch size would be compiled for any
-        run = torch.compile(model, dynamic=False) if contender.engine == 'compiled' else model
+        run = torch.compile(model, dynamic=False, fullgraph=True) if contender.engine == 'compiled' else model
         calls[contender] = dict(
             latency=inference(run, 1, size, contender.dtype, args),
             throughput=inference(run, args.batch_size, size, contender.dtype, args))
