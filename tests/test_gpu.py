@@ -3,8 +3,13 @@ import json
 
 import pytest
 import torch
+from test_device import jpeg
 from test_programs import SCRIPTS, TINY, history, launch
+from test_transforms import difference, photo
 
+from timm_fan.data import RandomCrop
+from timm_fan.data.device import DeviceDecoder, EncodedImage
+from timm_fan.data.transforms import Crop, to_tensor
 from timm_fan.layers import halve
 from timm_fan.models import create_model
 
@@ -39,10 +44,20 @@ def test_halve_is_the_cpus(size):
     torch.testing.assert_close(moved.grad.cpu(), x.grad)
 
 
+def test_nvjpegs_pixels_are_pillows():
+    image = photo(320, 240)
+    crop = Crop(20, 30, 200, 240, True)
+    decoder = DeviceDecoder(RandomCrop((96, 96), (0.5, 1.)), torch.device('cuda'))
+    found = decoder([EncodedImage(jpeg(image, subsampling=0), crop)] * 3, torch.zeros(3, 2))
+    expected = decoder.crop.apply(to_tensor(image), crop)
+    assert found.shape == (3, 3, 96, 96) and difference(found[2].cpu(), expected).float().mean() < 3
+
+
 def test_training_evaluation_and_prediction(coco_folder, tmp_path):
-    """bfloat16 and compiled, interrupted after an epoch and resumed; validate.py finds the same mAP."""
+    """bfloat16, compiled, decoding on the GPU, interrupted and resumed; validate.py finds the same mAP."""
     run = tmp_path / 'run'
     options = ['--data-dir', coco_folder, '--output', run, '--mixed-precision', 'bf16', '--torchcompile']
+    options += ['--decode', 'device']
     launch(SCRIPTS / 'train.py', *TINY, *options, '--epochs', '1', cpu=False)
     launch(SCRIPTS / 'train.py', '--resume', run, '--epochs', '2', cpu=False)
     rows = history(run)

@@ -317,6 +317,7 @@ def broken_category(folder: Path) -> Path:
     (['--sync-bn'], ['--sync-bn', 'GPUs']),
     (['--torchcompile', 'nothing'], ['nothing']),
     (['--loss', 'zlpr', '--cutmix', '1'], ['zlpr', 'cutmix']),
+    (['--decode', 'device', '--aa', 'rand-m7'], ['--decode', 'rand-m7']),
     (['--resume', '/no/run'], ['/no/run']),
     (['--backbone', 'nest_tiny', '--img-size', '50'], ['nest_tiny', 'img_size=50', 'divide']),
 ])
@@ -431,10 +432,11 @@ def test_benchmark_of_models(monkeypatch, capsys, tmp_path):
 def test_benchmark_of_the_data(monkeypatch, capsys, coco_folder, tmp_path):
     file = tmp_path / 'data.json'
     options = [coco_folder / 'val2014', '--img-size', '48', '--repeats', '1', '--images', '5', '--results', file]
-    assert run_here(monkeypatch, 'benchmark', 'data', *options) == 0
+    assert run_here(monkeypatch, 'benchmark', 'data', *options, '--device', 'cpu') == 0
     report = json.loads(file.read_text())
     assert report['images'] == 5 and report['pixel_difference']['mean'] < 0.5
     rates, output = report['images_per_second'], capsys.readouterr().out
+    assert 'ours: crop, flip, decoded on cpu' in rates
     for name, rate in rates.items():
         assert f'| {name} | {rate:.0f} | {rate / rates["CSRA: flip, crop"]:.2f} x |' in output
     assert run_here(monkeypatch, 'benchmark', 'data', *options, '--repeats', '0') == 2

@@ -45,8 +45,9 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from timm_fan import InputError
 from timm_fan.checkpoint import Progress, latest_checkpoint, load_checkpoint, read_progress, save_checkpoint
-from timm_fan.data import SOURCES, MultiLabelMixup, Normalize, create_dataset, create_transform
+from timm_fan.data import SOURCES, MultiLabelMixup, Normalize, RandomCrop, create_dataset, create_transform
 from timm_fan.data.bad_samples import BadSamples
+from timm_fan.data.device import DeviceDecoder, EncodedImages, collate_encoded
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import predict_logits, share_buffers
 from timm_fan.files import recover_folder, write_text
@@ -116,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--min-crop', type=float, default=0.25, help='smallest area of the random crop')
 
     add('--workers', type=int, default=2, help='data loading processes a training process')
+    add('--decode', default='workers', choices=['workers', 'device'],
+        help='who decodes JPEGs: device is nvJPEG on a GPU, without --aa (default: %(default)s)')
     add('--checkpoint-every', type=int, default=0, help='updates between checkpoints within an epoch (default: none)')
     add('--keep', type=int, default=2, help='checkpoints that are kept (default: %(default)s)')
     add('--max-bad-samples', type=float, default=0.05, metavar='SHARE',
@@ -190,6 +193,8 @@ def parse_args() -> argparse.Namespace:
             raise InputError(f'--{key.replace("_", "-")} must be at least 1, got {getattr(args, key)}.')
     if args.sched == 'plateau' and args.val_interval > 1:
         raise InputError(f'--sched plateau looks at every epoch, not with --val-interval {args.val_interval}.')
+    if args.decode == 'device' and args.aa:
+        raise InputError(f"--decode device goes without auto-augment, which is Pillow's: not with --aa '{args.aa}'.")
     return args
 
 
@@ -264,8 +269,8 @@ def setup_logging(accelerator: Accelerator, output: Path) -> None:
 
 
 def train_one_epoch(
-        epoch, model, network, loader, criterion, optimizer, scheduler, normalize, mixup, ema, accelerator, args,
-        progress, watch, save) -> float:
+        epoch, model, network, loader, criterion, optimizer, scheduler, decoder, normalize, mixup, ema, accelerator,
+        args, progress, watch, save) -> float:
     """The rest of an epoch from where `progress` stands; returns the epoch's mean loss.
 
     Calls `save` every `--checkpoint-every` updates, and when a signal asks to stop.
@@ -282,7 +287,7 @@ def train_one_epoch(
     for step, (images, targets, *indices) in enumerate(bar, start=first):
         seed_step(args.seed, epoch, step, accelerator.process_index)
         without_positive += ~(targets > 0).any()
-        images = normalize(images)
+        images = normalize(images if decoder is None else decoder(images, targets))
         if mixup is not None:
             images, targets = mixup(images, targets)
         with accelerator.accumulate(model):
@@ -513,8 +518,16 @@ def main() -> None:
         num_workers=args.workers, persistent_workers=args.workers > 0 and not stream,
         pin_memory=accelerator.device.type == 'cuda')
     sampler = None if stream else RandomSampler(train_set, num_samples=images_per_epoch)
-    samples = train_set if stream else SeededSamples(train_set, args.seed)
-    train_loader = DataLoader(samples, micro_batch, sampler=sampler, **workers)
+    samples, decoder, collate = train_set, None, None
+    if args.decode == 'device':
+        if stream:
+            raise InputError('--decode device does not go with a stream.')
+        crop = RandomCrop(data_config['input_size'][1:], (args.min_crop, 1.), data_config['interpolation'])
+        decoder = DeviceDecoder(crop, accelerator.device)
+        samples, collate = EncodedImages(train_set, crop), collate_encoded
+    if not stream:
+        samples = SeededSamples(samples, args.seed)
+    train_loader = DataLoader(samples, micro_batch, sampler=sampler, collate_fn=collate, **workers)
     val_loader = DataLoader(val_set, micro_batch, **workers)
 
     # loss, optimizer, schedule
@@ -590,7 +603,7 @@ def main() -> None:
         no_memory = None
         try:
             loss = train_one_epoch(
-                epoch, model, network, train_loader, criterion, optimizer, scheduler, normalize, mixup, ema,
+                epoch, model, network, train_loader, criterion, optimizer, scheduler, decoder, normalize, mixup, ema,
                 accelerator, args, progress, watch, save)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):

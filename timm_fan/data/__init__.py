@@ -6,7 +6,7 @@ from .mixup import MultiLabelMixup
 from .scenes import write_scenes
 from .shards import read_shards
 from .table import read_table
-from .transforms import Normalize, create_transform
+from .transforms import Normalize, RandomCrop, create_transform
 from .voc import VOC_CLASSES, read_voc
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     'MultiLabelDataset',
     'MultiLabelMixup',
     'Normalize',
+    'RandomCrop',
     'Sample',
     'create_dataset',
     'create_transform',

@@ -1,5 +1,6 @@
-"""From the encoded photograph to the network: uint8 in the workers, normalized as one batch on the device."""
-from typing import Callable, Optional, Sequence, Tuple, Union
+"""From the decoded photograph to the network: uint8 in the workers, normalized as one batch on the device."""
+import random
+from typing import Callable, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -7,10 +8,11 @@ import torch.nn as nn
 from PIL import Image
 from timm.data import create_transform as create_timm_transform
 from timm.data import resolve_model_data_config
-from timm.data.transforms import str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from torchvision import transforms
 from torchvision.transforms import v2
 
-__all__ = ['Normalize', 'create_transform']
+__all__ = ['Crop', 'Normalize', 'RandomCrop', 'create_transform']
 
 
 def to_tensor(image: Union[Image.Image, torch.Tensor]) -> torch.Tensor:
@@ -22,6 +24,42 @@ def to_tensor(image: Union[Image.Image, torch.Tensor]) -> torch.Tensor:
 
 def _to_pil(image: Union[Image.Image, torch.Tensor]) -> Image.Image:
     return image if isinstance(image, Image.Image) else v2.functional.to_pil_image(image)
+
+
+class Crop(NamedTuple):
+    """Part of an image in pixels, and whether it is mirrored."""
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+
+class RandomCrop:
+    """timm's random crop, resized and in half of the cases mirrored.
+
+    Args:
+        size: Height and width of the result in pixels.
+        scale: Area of the crop, lowest and highest part of the image.
+        interpolation: 'bilinear', 'bicubic' or another of timm's.
+    """
+
+    def __init__(self, size: Tuple[int, int], scale: Tuple[float, float], interpolation: str = 'bilinear'):
+        self.size, self.scale = list(size), scale
+        self.mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
+
+    def draw(self, image: Union[Image.Image, torch.Tensor]) -> Crop:
+        """By Python's generator; of the image only the size counts."""
+        box = RandomResizedCropAndInterpolation.get_params(image, self.scale, (3 / 4, 4 / 3))
+        return Crop(*box, random.random() < 0.5)
+
+    def apply(self, image: Union[Image.Image, torch.Tensor], crop: Crop) -> Union[Image.Image, torch.Tensor]:
+        # v2.RandomResizedCrop takes a quarter longer
+        image = v2.functional.resized_crop(image, *crop[:4], self.size, self.mode)
+        return v2.functional.horizontal_flip(image) if crop.flip else image
+
+    def __call__(self, image: Union[Image.Image, torch.Tensor]) -> Union[Image.Image, torch.Tensor]:
+        return self.apply(image, self.draw(image))
 
 
 def create_transform(
@@ -58,7 +96,7 @@ def create_transform(
     mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
     steps = [to_tensor] if mode.value in ('bilinear', 'bicubic', 'nearest') else []  # the others are Pillow's alone
     if is_training:
-        steps += [v2.RandomResizedCrop((height, width), scale=scale, interpolation=mode), v2.RandomHorizontalFlip()]
+        steps.append(RandomCrop((height, width), scale, interpolation))
         if auto_augment:
             _, augment, _ = create_timm_transform(**options, is_training=True, auto_augment=auto_augment, separate=True)
             steps += [_to_pil, augment]
@@ -67,7 +105,7 @@ def create_transform(
         steps += [
             v2.Resize(resized if crop_mode == 'squash' else resized[0], interpolation=mode),
             v2.CenterCrop((height, width))]
-    return v2.Compose([*steps, to_tensor])
+    return transforms.Compose([*steps, to_tensor])
 
 
 class Normalize(nn.Module):

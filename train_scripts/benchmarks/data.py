@@ -1,5 +1,6 @@
 """Images a second of one core, from encoded photographs to training batches, beside the pipelines of rivals."""
 import argparse
+import functools
 import io
 import json
 import statistics
@@ -17,10 +18,21 @@ from torchvision import transforms as v1
 from tqdm import tqdm
 
 from timm_fan import InputError
-from timm_fan.data import MultiLabelDataset, Normalize, Sample, create_dataset, create_transform, load_image
+from timm_fan.data import (
+    MultiLabelDataset,
+    Normalize,
+    RandomCrop,
+    Sample,
+    create_dataset,
+    create_transform,
+    load_image,
+)
+from timm_fan.data.device import DeviceDecoder, EncodedImages, collate_encoded
 from timm_fan.data.prepare import write_shards
 from timm_fan.files import write_text
 from timm_fan.provenance import environment
+
+from . import check_device
 
 CONFIG = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bilinear')
 
@@ -31,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--img-size', type=int, default=448, help='pixels a side (default: %(default)s)')
     add('--short-side', type=int, help='of the prepared images (default: 8/7 of --img-size)')
     add('--images', type=int, default=100, help='photographs used, the first by name (default: %(default)s)')
+    add('--device', help='decode on it too, with nvJPEG on cuda')
     add('--repeats', type=int, default=5)
     add('--results', type=Path, help='write a JSON file')
 
@@ -63,6 +76,19 @@ def pipelines(size: int) -> Dict[str, Callable[[Image.Image], torch.Tensor]]:
     }
 
 
+def one_by_one(encoded: List[bytes], transform: Callable[[Image.Image], Any]) -> None:
+    for content in encoded:
+        transform(load_image(io.BytesIO(content)))
+
+
+def on_device(images: EncodedImages, decoder: DeviceDecoder, batch_size: int = 32) -> None:
+    for first in range(0, len(images), batch_size):
+        items = [images[i] for i in range(first, min(first + batch_size, len(images)))]
+        decoder(*collate_encoded(items))
+    if decoder.device.type == 'cuda':
+        torch.cuda.synchronize()
+
+
 def pixel_difference(images: List[Image.Image], size: int) -> Dict[str, float]:
     """Of our evaluation transform to timm's, in levels of 255."""
     config = dict(input_size=(3, size, size), **CONFIG, crop_pct=0.875)
@@ -72,6 +98,8 @@ def pixel_difference(images: List[Image.Image], size: int) -> Dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.device:
+        check_device(args.device)
     files = sorted(p for p in args.folder.glob('*') if p.suffix.lower() in ('.jpg', '.jpeg'))[:args.images]
     if not files:
         raise InputError(f'{args.folder} holds no JPEG.')
@@ -85,17 +113,23 @@ def run(args: argparse.Namespace) -> None:
         shards = create_dataset('shards:{split}-*.tar', folder, 'train')
         small = [shards.images.read(i) for i in range(len(shards))]
     transforms = pipelines(size)
-    contenders: Dict[str, Any] = {'decoding alone': (contents, lambda image: image)}
-    contenders.update((name, (contents, transform)) for name, transform in transforms.items())
-    contenders[f'ours: crop, flip, prepared at {short_side} px'] = small, transforms['ours: crop, flip']
-    contenders[f'decoding alone, prepared at {short_side} px'] = small, lambda image: image
+    contenders: Dict[str, Callable[[], None]] = {
+        name: functools.partial(one_by_one, *work) for name, work in {
+            'decoding alone': (contents, lambda image: image),
+            **{name: (contents, transform) for name, transform in transforms.items()},
+            f'ours: crop, flip, prepared at {short_side} px': (small, transforms['ours: crop, flip']),
+            f'decoding alone, prepared at {short_side} px': (small, lambda image: image),
+        }.items()}
+    if args.device:
+        crop = RandomCrop((size, size), (0.7, 1.))
+        contenders[f'ours: crop, flip, decoded on {args.device}'] = functools.partial(
+            on_device, EncodedImages(dataset, crop), DeviceDecoder(crop, torch.device(args.device)))
     seconds: Dict[str, List[float]] = {name: [] for name in contenders}
     for _ in tqdm(range(args.repeats), desc='rounds', leave=False):
-        for name, (encoded, transform) in contenders.items():
+        for name, work in contenders.items():
             set_seed(0)  # the operations of an augmentation take very different times
             started = time.perf_counter()
-            for content in encoded:
-                transform(load_image(io.BytesIO(content)))
+            work()
             seconds[name].append(time.perf_counter() - started)
     rates = {name: len(files) / statistics.median(values) for name, values in seconds.items()}
     decoded = [load_image(file) for file in files]

@@ -20,6 +20,8 @@ from timm_fan.files import write_text
 from timm_fan.models import create_model, fold_batch_norm
 from timm_fan.provenance import environment
 
+from . import check_device
+
 BARE = dict(frn=False, cln=False, global_pool='avg')
 ROWS: Dict[str, Dict[str, Any]] = {
     'backbone': BARE,
@@ -265,13 +267,8 @@ def table(report: Dict[str, Any]) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
-    try:
-        torch.device(args.device)
-    except RuntimeError as error:
-        raise InputError(f"--device '{args.device}' is none of PyTorch's, give cpu or cuda.") from error
+    check_device(args.device)
     if args.device.startswith('cuda'):
-        if not torch.cuda.is_available():
-            raise InputError(f'--device {args.device}: PyTorch sees no GPU here.')
         torch.cuda.set_device(torch.device(args.device).index or 0)
         # one arithmetic for convolutions and products, by default it is TF32 for the former alone
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

@@ -1,0 +1,135 @@
+"""JPEGs decoded on the device: a GPU's decoder does in milliseconds what keeps the workers' cores busy."""
+import functools
+import io
+import logging
+import warnings
+from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from PIL import ExifTags, Image
+from torch.utils.data import Dataset, default_collate
+
+from timm_fan.errors import InputError
+
+from .dataset import UNKNOWN, UNREADABLE, MultiLabelDataset, decode
+from .transforms import Crop, RandomCrop, to_tensor
+
+__all__ = ['DeviceDecoder', 'EncodedImage', 'EncodedImages', 'collate_encoded']
+
+_logger = logging.getLogger(__name__)
+
+
+class EncodedImage(NamedTuple):
+    """A JPEG, and what is to be shown of it."""
+    content: bytes
+    crop: Crop
+
+
+def _open_plain(content: bytes) -> Optional[Image.Image]:
+    """A whole, upright JPEG without a peculiarity that Pillow should see to, opened and not decoded; else None."""
+    if not content.endswith(b'\xff\xd9'):  # cut off, or no JPEG
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content))
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    except UNREADABLE:
+        return None
+    plain = image.format == 'JPEG' and image.mode in ('RGB', 'L') and max(image.size) <= 100 * min(image.size)
+    return image if plain and upright else None
+
+
+class EncodedImages(Dataset):
+    """A data set whose images are decoded later, by a `DeviceDecoder`.
+
+    An item is (image, target): an `EncodedImage`, or uint8 (3, H, W) of an image that is no plain JPEG and was decoded
+    and transformed here.
+
+    Args:
+        dataset: With a transform that does on the CPU what `crop` and the decoder do.
+        crop: Draws the part to be shown.
+    """
+
+    def __init__(self, dataset: MultiLabelDataset, crop: RandomCrop):
+        self.dataset, self.crop = dataset, crop
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tuple[Union[EncodedImage, torch.Tensor], torch.Tensor]:
+        try:
+            content = self.dataset.images.read(index)
+        except UNREADABLE:
+            return self.dataset[index]  # which says so
+        image = _open_plain(content)
+        if image is None:
+            return self.dataset[index]
+        return EncodedImage(content, self.crop.draw(image)), self.dataset.target(index)
+
+
+def collate_encoded(items: Sequence[Tuple[Any, ...]]) -> List[Any]:
+    """The images as a list, what else an item has as a batch."""
+    images, *others = zip(*items)
+    return [list(images), *(default_collate(other) for other in others)]
+
+
+class DeviceDecoder:
+    """Batches of `EncodedImages` to uint8 images on a device, by nvJPEG on a GPU.
+
+    Pixels differ a little from Pillow's, in how colour is interpolated between its coarser samples.
+
+    Args:
+        crop: Whose drawn parts are applied.
+        device: That decodes.
+
+    Raises:
+        InputError: The interpolation is one of Pillow's alone, or this torchvision has no JPEG decoder: from 0.29 on it
+            is deprecated there.
+    """
+
+    def __init__(self, crop: RandomCrop, device: torch.device):
+        if crop.mode.value not in ('bilinear', 'bicubic', 'nearest'):
+            raise InputError(f"Only Pillow resizes by '{crop.mode.value}': decode in the workers.")
+        self.crop, self.device = crop, device
+        buffer = io.BytesIO()
+        Image.new('RGB', (16, 16)).save(buffer, 'jpeg')
+        try:
+            from torchvision.io import ImageReadMode, decode_jpeg
+
+            self._decode_jpeg = functools.partial(decode_jpeg, mode=ImageReadMode.RGB, device=device)
+            self._decode([buffer.getvalue()])
+        except (ImportError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f'torchvision cannot decode JPEGs on {device}, let the workers: {reason}') from error
+
+    def _decode(self, contents: Sequence[bytes]) -> List[torch.Tensor]:
+        encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)
+            return self._decode_jpeg(encoded)
+
+    def __call__(self, images: Sequence[Union[EncodedImage, torch.Tensor]], targets: torch.Tensor) -> torch.Tensor:
+        """A list of images and their targets (B, num_classes) -> uint8 (B, 3, H, W) on the device.
+
+        Labels of an image that cannot be decoded become unknown in `targets`, as in `MultiLabelDataset`.
+        """
+        waiting = [i for i, image in enumerate(images) if isinstance(image, EncodedImage)]
+        try:
+            decoded = self._decode([images[i].content for i in waiting]) if waiting else []
+        except RuntimeError:  # of one of them, and it does not say which
+            decoded = [self._decode_alone(images[i], targets[i]) for i in waiting]
+        batch = [None if isinstance(image, EncodedImage) else image.to(self.device) for image in images]
+        for i, image in zip(waiting, decoded):
+            batch[i] = self.crop.apply(image, images[i].crop)
+        return torch.stack(batch)
+
+    def _decode_alone(self, image: EncodedImage, target: torch.Tensor) -> torch.Tensor:
+        try:
+            pixels = to_tensor(decode(image.content))
+        except UNREADABLE as error:
+            _logger.warning('unreadable image (%s): a grey one with unknown labels stands in for it.', error)
+            target.fill_(UNKNOWN)
+            top, left, height, width, _ = image.crop
+            pixels = torch.full((3, top + height, left + width), 128, dtype=torch.uint8)
+        return pixels.to(self.device)
