@@ -237,12 +237,13 @@ def table(report: Dict[str, Any]) -> str:
     base = {(r['engine'], r['dtype']): r for r in report['rows'] if r['row'] == 'backbone'}
     size, classes = report['input_size'], report['num_classes']
     batch, train_batch = report['batch_size'], report['train_batch_size']
+    tf32 = report['device'].startswith('cuda') and 'fp32' in report['peak_flops']
     lines = [
         f'`{report["model"]}`{" over " + report["backbone"] if report["backbone"] else ""}, {size[2]} px, {classes}'
         f' classes, {"channels_last" if report["channels_last"] else "contiguous"}: time and peak memory as ratios to'
         f' the backbone alone with average pooling and a linear layer, medians of {report["repeats"]} rounds in turn.'
         f' {report["hardware"]}, {report["threads"]} thread(s), torch {report["versions"]["torch"]}, timm'
-        f' {report["versions"]["timm"]}.' + (' fp32 is TF32.' if report['device'].startswith('cuda') else ''),
+        f' {report["versions"]["timm"]}.' + (' fp32 is TF32.' if tf32 else ''),
         '',
         f'| | M parameters | G multiply-adds | ratio | latency, batch 1 | throughput, batch {batch} | training step,'
         f' batch {train_batch} | images/s, inference | images/s, training | share of the peak | memory, inference |'
