@@ -162,6 +162,15 @@ def test_unreadable_images_are_left_out(monkeypatch, capsys, saved, coco_folder,
     assert '0.jpg' in capsys.readouterr().out
 
 
+def test_without_boxes_there_are_pictures_only(monkeypatch, capsys, saved, coco_folder, tmp_path):
+    name = read_coco(coco_folder, 'val2014').class_names[0]
+    (coco_folder / 'labels_val.csv').write_text(f'image,labels\nval2014/3.jpg,{name}\n')
+    options = ['--data', 'table:labels_{split}.csv', '--data-dir', coco_folder, '--output', tmp_path / 'maps']
+    assert run_here(monkeypatch, 'explain', saved[0], *options) == 0
+    assert [p.name for p in (tmp_path / 'maps').iterdir()] == ['000000.png']
+    assert 'no boxes in table:' in capsys.readouterr().out
+
+
 def test_mistakes_of_the_program(monkeypatch, capsys, saved, coco_folder, tmp_path):
     photo = coco_folder / 'val2014' / '3.jpg'
     (tmp_path / 'broken.jpg').write_bytes(b'')

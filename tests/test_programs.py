@@ -20,6 +20,7 @@ from test_sources import write_devkit, write_hub, write_shards, write_table
 from timm_fan.cost import count_cost
 from timm_fan.data import VOC_CLASSES, read_coco
 from timm_fan.errors import exit_on_input_error
+from timm_fan.models import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / 'train_scripts'
@@ -384,6 +385,26 @@ def test_recipes(monkeypatch, coco_folder, tmp_path, options):
     assert run_here(
         monkeypatch, 'train', *tiny, '--epochs', '1', '--data-dir', coco_folder, '--output', run, *options) == 0
     assert json.loads((run / 'report' / 'metrics.json').read_text())['num_images'] == 13
+
+
+@pytest.mark.parametrize('model, head', [
+    (['--model', 'test_resnet'], 'fc.'),
+    (['--backbone', 'test_resnet', '--model-kwargs', 'cln=false'], ('frn.', 'head.')),
+])
+def test_a_frozen_backbone_stays_as_it_is(monkeypatch, coco_folder, tmp_path, model, head):
+    """With its batch norm: the same after one epoch and after two."""
+    tiny = [o for o in TINY if o not in ('--backbone', 'test_resnet')]
+    weights = []
+    for epochs in ('1', '2'):
+        run = tmp_path / epochs
+        options = [*model, '--data-dir', coco_folder, '--output', run, '--no-report']
+        assert run_here(monkeypatch, 'train', *tiny, *options, '--epochs', epochs, '--backbone-lr', '0') == 0
+        weights.append(load_file(run / 'last' / 'model.safetensors'))
+        load_model(run / 'last')
+    frozen = {name: v for name, v in weights[0].items() if not name.startswith(head)}
+    assert any('running_mean' in name for name in frozen) and len(frozen) < len(weights[0])
+    assert all(torch.equal(v, weights[1][name]) for name, v in frozen.items())
+    assert not all(torch.equal(v, weights[1][name]) for name, v in weights[0].items())
 
 
 @pytest.mark.parametrize('config', sorted(p.stem for p in (SCRIPTS / 'configs').glob('*.yaml')))

@@ -123,7 +123,10 @@ def main() -> None:
                 print(f'unreadable image {dataset.images.name(i)} ({error}), left out')
                 continue
             explain(args, models, photo, dataset.target(i), args.output / f'{i:06d}.png')
-        measure(args, models, dataset)
+        if dataset.boxes is None:
+            print(f'no boxes in {args.data}, so no pointing game')
+        else:
+            measure(args, models, dataset)
     for file in map(Path, args.images):
         try:
             photo = load_image(file)

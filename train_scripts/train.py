@@ -456,13 +456,14 @@ def main() -> None:
         model.reset_classifier(len(class_names))
     data_config = resolve_model_data_config(model, args=dict(img_size=args.img_size))
     unused = freeze_unused(model, data_config['input_size'])
-    if args.freeze_bn and not hasattr(model, 'backbone'):
-        raise InputError(f'--freeze-bn goes with a fan model, not with {args.model}.')
     if args.backbone_lr == 0:
         for parameter in backbone_parameters(model):
             parameter.requires_grad_(False)
-    if hasattr(model, 'backbone') and (args.freeze_bn or args.backbone_lr == 0):
-        model.backbone = freeze_batch_norm_2d(model.backbone)
+    if args.freeze_bn or args.backbone_lr == 0:
+        if hasattr(model, 'backbone'):
+            model.backbone = freeze_batch_norm_2d(model.backbone)
+        else:
+            model = freeze_batch_norm_2d(model)
     if args.grad_checkpointing:
         try:
             model.set_grad_checkpointing()
