@@ -48,7 +48,8 @@ def test_nvjpegs_pixels_are_pillows():
     image = photo(320, 240)
     crop = Crop(20, 30, 200, 240, True)
     decoder = DeviceDecoder(RandomCrop((96, 96), (0.5, 1.)), torch.device('cuda'))
-    found = decoder([EncodedImage(jpeg(image, subsampling=0), crop)] * 3, torch.zeros(3, 2))
+    grey = EncodedImage(jpeg(image.convert('L')), crop)
+    found = decoder([grey, *[EncodedImage(jpeg(image, subsampling=0), crop)] * 2], torch.zeros(3, 2), range(3))
     expected = decoder.crop.apply(to_tensor(image), crop)
     assert found.shape == (3, 3, 96, 96) and difference(found[2].cpu(), expected).float().mean() < 3
 

@@ -34,6 +34,13 @@ def test_prepared_scenes(monkeypatch, capsys, coco_folder, tmp_path):
             assert (labels == old_labels).all()
             scales = np.tile(np.divide(new.size, old.size), 2)
             np.testing.assert_allclose(boxes, old_boxes * scales, atol=0.01)
+    raw = tmp_path / 'raw'
+    assert run_here(monkeypatch, 'prepare_data', *options, '--output', raw, '--uncompressed') == 0
+    before, after = (create_dataset('shards:{split}-*.tar', folder, 'val') for folder in (output, raw))
+    assert after.images.name(0).endswith('.ppm') and (after.targets() == before.targets()).all()
+    for i in range(len(before)):
+        old, new = (np.asarray(dataset.load(i), float) for dataset in (before, after))
+        assert old.shape == new.shape and abs(old - new).mean() < 8
     assert run_here(monkeypatch, 'prepare_data', *options, '--output', output) == 2
     assert 'exists already' in capsys.readouterr().err
     assert run_here(monkeypatch, 'prepare_data', *options, '--output', tmp_path / 'x', '--quality', '0') == 2

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
 from safetensors.torch import load_file
 from test_sources import write_devkit, write_hub, write_shards, write_table
 
@@ -319,6 +320,7 @@ def broken_category(folder: Path) -> Path:
     (['--torchcompile', 'nothing'], ['nothing']),
     (['--loss', 'zlpr', '--cutmix', '1'], ['zlpr', 'cutmix']),
     (['--decode', 'device', '--aa', 'rand-m7'], ['--decode', 'rand-m7']),
+    (['--backbone', 'levit_128s', '--img-size', '224', '--freeze-bn'], ['levit_128s', 'BatchNorm2d']),
     (['--resume', '/no/run'], ['/no/run']),
     (['--backbone', 'nest_tiny', '--img-size', '50'], ['nest_tiny', 'img_size=50', 'divide']),
 ])
@@ -452,7 +454,11 @@ def test_benchmark_of_models(monkeypatch, capsys, tmp_path):
 
 def test_benchmark_of_the_data(monkeypatch, capsys, coco_folder, tmp_path):
     file = tmp_path / 'data.json'
-    options = [coco_folder / 'val2014', '--img-size', '48', '--repeats', '1', '--images', '5', '--results', file]
+    folder = shutil.copytree(coco_folder / 'val2014', tmp_path / 'photographs')
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the device leaves it to Pillow
+    Image.open(folder / '1.jpg').save(folder / '0.jpg', exif=exif)
+    options = [folder, '--img-size', '48', '--repeats', '1', '--images', '5', '--results', file]
     assert run_here(monkeypatch, 'benchmark', 'data', *options, '--device', 'cpu') == 0
     report = json.loads(file.read_text())
     assert report['images'] == 5 and report['pixel_difference']['mean'] < 0.5

@@ -55,6 +55,13 @@ def test_auto_augment_brings_no_colour_jitter():
     assert 'ColorJitter' not in repr(create_transform(**CONFIG, is_training=True, auto_augment='3a'))
 
 
+@pytest.mark.parametrize('size', [(1, 1), (1, 2), (3, 1)])
+def test_images_of_few_pixels_can_be_cropped(size):
+    transform = create_transform(**CONFIG, is_training=True)
+    for _ in range(50):
+        assert transform(Image.new('RGB', size, (77, 77, 77))).unique().tolist() == [77]
+
+
 def test_training_crops_resizes_and_flips_by_the_seed():
     transform, augmented = (
         create_transform(**CONFIG, is_training=True, scale=(0.5, 1.), auto_augment=a) for a in (None, 'rand-m9-n2'))

@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -213,8 +214,13 @@ def do(runs: List[Run], results: Results, base: Path, args: argparse.Namespace) 
                 results.add(record)
                 shutil.rmtree(base / run.name / 'checkpoints')
                 print(f'{run.name}: mAP {100 * record["mAP"]:.2f}, {record["seconds"]:.0f} s', flush=True)
+        except BrokenProcessPool as error:
+            raise InputError(f'A process was ended, for want of memory perhaps: lower --jobs. {error}') from error
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what is under way ends, nothing else begins
+            for future, run in missing.items():
+                if not future.cancelled() and not future.exception() and not results.find(run):
+                    results.add(future.result())
             raise
 
 

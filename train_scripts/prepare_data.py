@@ -27,6 +27,8 @@ def parse_args() -> argparse.Namespace:
     add('--output', type=Path, required=True, help='folder to write, which must not exist')
     add('--short-side', type=int, default=512, help='pixels; smaller images keep their size (default: %(default)s)')
     add('--quality', type=int, default=90, help='of the JPEGs, 1 to 95 (default: %(default)s)')
+    add('--uncompressed', action='store_true',
+        help='3 bytes a pixel instead of JPEG: nothing to decode, for a fast disk or memory that holds them')
     add('--shard-size', type=int, default=2000, help='images a shard (default: %(default)s)')
     add('--workers', type=int, default=2, help='processes (default: %(default)s)')
     return parser.parse_args()
@@ -48,7 +50,8 @@ def main() -> None:
     with written_folder(args.output) as folder:
         for split, dataset in splits.items():
             unreadable = write_shards(
-                dataset, folder, split, args.short_side, args.quality, args.shard_size, args.workers, tqdm)
+                dataset, folder, split, args.short_side, None if args.uncompressed else args.quality, args.shard_size,
+                args.workers, tqdm)
             print(f'{split}: {len(dataset) - len(unreadable)} images')
             for line in unreadable:
                 print(f'  left out, unreadable: {line}')

@@ -286,8 +286,8 @@ def train_one_epoch(
     bar = tqdm(batches, desc=f'epoch {epoch + 1}/{args.epochs}', initial=first, total=len(loader), leave=False)
     for step, (images, targets, *indices) in enumerate(bar, start=first):
         seed_step(args.seed, epoch, step, accelerator.process_index)
+        images = normalize(images if decoder is None else decoder(images, targets, *indices))
         without_positive += ~(targets > 0).any()
-        images = normalize(images if decoder is None else decoder(images, targets))
         if mixup is not None:
             images, targets = mixup(images, targets)
         with accelerator.accumulate(model):
@@ -461,9 +461,12 @@ def main() -> None:
             parameter.requires_grad_(False)
     if args.freeze_bn or args.backbone_lr == 0:
         if hasattr(model, 'backbone'):
-            model.backbone = freeze_batch_norm_2d(model.backbone)
+            frozen = model.backbone = freeze_batch_norm_2d(model.backbone)
         else:
-            model = freeze_batch_norm_2d(model)
+            frozen = model = freeze_batch_norm_2d(model)
+        if any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in frozen.modules()):
+            raise InputError(
+                f'--freeze-bn and --backbone-lr 0 freeze BatchNorm2d, {args.backbone or args.model} has others.')
     if args.grad_checkpointing:
         try:
             model.set_grad_checkpointing()
@@ -478,6 +481,13 @@ def main() -> None:
     train_set.transform = create_transform(
         **data_config, is_training=True, scale=(args.min_crop, 1.), auto_augment=args.aa)
     val_set.transform = create_transform(**data_config)
+    stream = isinstance(train_set, IterableDataset)
+    decoder = None
+    if args.decode == 'device':
+        if stream:
+            raise InputError('--decode device does not go with a stream.')
+        crop = RandomCrop(data_config['input_size'][1:], (args.min_crop, 1.), data_config['interpolation'])
+        decoder = DeviceDecoder(crop, accelerator.device, train_set.report_unreadable)
 
     output.mkdir(parents=True, exist_ok=True)
     setup_logging(accelerator, output)
@@ -511,7 +521,6 @@ def main() -> None:
 
     # every epoch has whole batches only, so that a step is the same whatever the number of processes
     images_per_epoch = updates_per_epoch * args.batch_size
-    stream = isinstance(train_set, IterableDataset)
     if stream:
         train_set.shuffle_and_limit(images_per_epoch, args.seed)
         args.workers = min(args.workers, 1)  # more would each cut the epoch short on their own
@@ -519,16 +528,10 @@ def main() -> None:
         num_workers=args.workers, persistent_workers=args.workers > 0 and not stream,
         pin_memory=accelerator.device.type == 'cuda')
     sampler = None if stream else RandomSampler(train_set, num_samples=images_per_epoch)
-    samples, decoder, collate = train_set, None, None
-    if args.decode == 'device':
-        if stream:
-            raise InputError('--decode device does not go with a stream.')
-        crop = RandomCrop(data_config['input_size'][1:], (args.min_crop, 1.), data_config['interpolation'])
-        decoder = DeviceDecoder(crop, accelerator.device)
-        samples, collate = EncodedImages(train_set, crop), collate_encoded
-    if not stream:
-        samples = SeededSamples(samples, args.seed)
-    train_loader = DataLoader(samples, micro_batch, sampler=sampler, collate_fn=collate, **workers)
+    samples = EncodedImages(train_set, decoder.crop) if decoder else train_set
+    train_loader = DataLoader(
+        samples if stream else SeededSamples(samples, args.seed), micro_batch, sampler=sampler,
+        collate_fn=collate_encoded if decoder else None, **workers)
     val_loader = DataLoader(val_set, micro_batch, **workers)
 
     # loss, optimizer, schedule

@@ -326,14 +326,21 @@ class MultiLabelDataset(Dataset):
         """One image as RGB. Raises one of UNREADABLE where it cannot be decoded."""
         return decode(self.images.read(index))
 
+    def report_unreadable(self, index: int, error: Exception) -> None:
+        if index not in self._unreadable:
+            self._unreadable.add(index)
+            self.on_unreadable(self.images.name(index), error)
+
     def __getitem__(self, index: int) -> Tuple[torch.Tensor, torch.Tensor]:
+        return self.item(index, self.load)
+
+    def item(self, index: int, load: Callable[[int], Image.Image]) -> Tuple[torch.Tensor, torch.Tensor]:
+        """Transformed image and target, whoever loads the image."""
         target = self.target(index)
         try:
-            image = self.load(index)
+            image = load(index)
         except UNREADABLE as error:
-            if index not in self._unreadable:
-                self._unreadable.add(index)
-                self.on_unreadable(self.images.name(index), error)
+            self.report_unreadable(index, error)
             image, target = stand_in(target)
         if self.transform is not None:
             image = self.transform(image)

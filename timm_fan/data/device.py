@@ -1,9 +1,8 @@
 """JPEGs decoded on the device: a GPU's decoder does in milliseconds what keeps the workers' cores busy."""
 import functools
 import io
-import logging
 import warnings
-from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from PIL import ExifTags, Image
@@ -15,8 +14,6 @@ from .dataset import UNKNOWN, UNREADABLE, MultiLabelDataset, decode
 from .transforms import Crop, RandomCrop, to_tensor
 
 __all__ = ['DeviceDecoder', 'EncodedImage', 'EncodedImages', 'collate_encoded']
-
-_logger = logging.getLogger(__name__)
 
 
 class EncodedImage(NamedTuple):
@@ -64,7 +61,7 @@ class EncodedImages(Dataset):
             return self.dataset[index]  # which says so
         image = _open_plain(content)
         if image is None:
-            return self.dataset[index]
+            return self.dataset.item(index, lambda _: decode(content))
         return EncodedImage(content, self.crop.draw(image)), self.dataset.target(index)
 
 
@@ -81,20 +78,28 @@ class DeviceDecoder:
 
     Args:
         crop: Whose drawn parts are applied.
-        device: That decodes.
+        device: That decodes, a GPU or the CPU.
+        on_unreadable: Called with the index of an image that nothing can decode, and the error.
 
     Raises:
-        InputError: The interpolation is one of Pillow's alone, or this torchvision has no JPEG decoder: from 0.29 on it
-            is deprecated there.
+        InputError: The interpolation is one of Pillow's alone, or this torchvision has no JPEG decoder for the device;
+            from 0.29 on it is deprecated there.
     """
 
-    def __init__(self, crop: RandomCrop, device: torch.device):
+    def __init__(
+            self,
+            crop: RandomCrop,
+            device: torch.device,
+            on_unreadable: Callable[[int, Exception], None] = lambda index, error: None,
+    ):
         if crop.mode.value not in ('bilinear', 'bicubic', 'nearest'):
             raise InputError(f"Only Pillow resizes by '{crop.mode.value}': decode in the workers.")
-        self.crop, self.device = crop, device
+        self.crop, self.device, self.on_unreadable = crop, device, on_unreadable
         buffer = io.BytesIO()
         Image.new('RGB', (16, 16)).save(buffer, 'jpeg')
         try:
+            if device.type not in ('cpu', 'cuda'):
+                raise RuntimeError('it can on GPUs of NVIDIA and on CPUs')
             from torchvision.io import ImageReadMode, decode_jpeg
 
             self._decode_jpeg = functools.partial(decode_jpeg, mode=ImageReadMode.RGB, device=device)
@@ -105,30 +110,47 @@ class DeviceDecoder:
 
     def _decode(self, contents: Sequence[bytes]) -> List[torch.Tensor]:
         encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+        if self.device.type == 'cuda':
+            # torchvision decodes on a stream of its own into memory that queued kernels may still read:
+            # https://github.com/pytorch/vision/issues/9606
+            torch.cuda.current_stream(self.device).synchronize()
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)
             return self._decode_jpeg(encoded)
 
-    def __call__(self, images: Sequence[Union[EncodedImage, torch.Tensor]], targets: torch.Tensor) -> torch.Tensor:
-        """A list of images and their targets (B, num_classes) -> uint8 (B, 3, H, W) on the device.
+    def __call__(
+            self,
+            images: Sequence[Union[EncodedImage, torch.Tensor]],
+            targets: torch.Tensor,
+            indices: torch.Tensor,
+    ) -> torch.Tensor:
+        """A list of images, their targets (B, num_classes) and indices (B,) -> uint8 (B, 3, H, W) on the device.
 
         Labels of an image that cannot be decoded become unknown in `targets`, as in `MultiLabelDataset`.
         """
         waiting = [i for i, image in enumerate(images) if isinstance(image, EncodedImage)]
         try:
             decoded = self._decode([images[i].content for i in waiting]) if waiting else []
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # of one of them, and it does not say which
-            decoded = [self._decode_alone(images[i], targets[i]) for i in waiting]
+            decoded = [self._decode_alone(images[i], targets[i], indices[i]) for i in waiting]
         batch = [None if isinstance(image, EncodedImage) else image.to(self.device) for image in images]
         for i, image in zip(waiting, decoded):
             batch[i] = self.crop.apply(image, images[i].crop)
         return torch.stack(batch)
 
-    def _decode_alone(self, image: EncodedImage, target: torch.Tensor) -> torch.Tensor:
+    def _decode_alone(self, image: EncodedImage, target: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        try:
+            return self._decode([image.content])[0]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass
         try:
             pixels = to_tensor(decode(image.content))
         except UNREADABLE as error:
-            _logger.warning('unreadable image (%s): a grey one with unknown labels stands in for it.', error)
+            self.on_unreadable(int(index), error)
             target.fill_(UNKNOWN)
             top, left, height, width, _ = image.crop
             pixels = torch.full((3, top + height, left + width), 128, dtype=torch.uint8)

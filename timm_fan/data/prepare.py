@@ -14,9 +14,9 @@ __all__ = ['write_shards']
 
 
 class _Resized(Dataset):
-    """Of each image the JPEG and what stands beside it, or the reason why it cannot be read."""
+    """Of each image the encoded small one and what stands beside it, or the reason why it cannot be read."""
 
-    def __init__(self, dataset: MultiLabelDataset, short_side: int, quality: int):
+    def __init__(self, dataset: MultiLabelDataset, short_side: int, quality: Optional[int]):
         self.dataset, self.short_side, self.quality = dataset, short_side, quality
 
     def __len__(self) -> int:
@@ -32,7 +32,10 @@ class _Resized(Dataset):
         if scale < 1:
             image = image.resize([max(1, round(side * scale)) for side in size], Image.Resampling.BICUBIC)
         file = io.BytesIO()
-        image.save(file, 'jpeg', quality=self.quality)
+        if self.quality is None:
+            image.save(file, 'ppm')
+        else:
+            image.save(file, 'jpeg', quality=self.quality)
         classes, values = self.dataset.labels.listed(index)
         entry: Dict[str, Any] = {
             key: classes[values == value].tolist() for key, value in (('labels', 1), ('absent', 0), ('unknown', -1))}
@@ -59,7 +62,7 @@ def write_shards(
         folder: Union[str, Path],
         split: str,
         short_side: int = 512,
-        quality: int = 90,
+        quality: Optional[int] = 90,
         shard_size: int = 2000,
         workers: int = 0,
         progress: Callable = lambda iterable, **_: iterable,
@@ -73,7 +76,7 @@ def write_shards(
         folder: To write into; gets `classes.txt` too.
         split: First part of the shards' names.
         short_side: Of the written images in pixels; smaller ones keep their size.
-        quality: Of the JPEGs.
+        quality: Of the JPEGs; None writes uncompressed PPM, 3 bytes a pixel, which hardly takes time to decode.
         shard_size: Images a shard.
         workers: Processes that decode and encode.
         progress: A progress bar as tqdm's.
@@ -94,7 +97,7 @@ def write_shards(
             if archive is not None:
                 archive.close()
             archive = tarfile.open(folder / f'{split}-{written // shard_size:05d}.tar', 'w')
-        _add(archive, f'{written:09d}.jpg', content)
+        _add(archive, f'{written:09d}.{"ppm" if quality is None else "jpg"}', content)
         _add(archive, f'{written:09d}.json', json.dumps(entry).encode())
         written += 1
     if archive is not None:

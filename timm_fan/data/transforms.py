@@ -50,8 +50,11 @@ class RandomCrop:
 
     def draw(self, image: Union[Image.Image, torch.Tensor]) -> Crop:
         """By Python's generator; of the image only the size counts."""
-        box = RandomResizedCropAndInterpolation.get_params(image, self.scale, (3 / 4, 4 / 3))
-        return Crop(*box, random.random() < 0.5)
+        top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, (3 / 4, 4 / 3))
+        if not height or not width:  # of an image of very few pixels
+            width, height = v2.functional.get_size(image)[::-1]
+            top = left = 0
+        return Crop(top, left, height, width, random.random() < 0.5)
 
     def apply(self, image: Union[Image.Image, torch.Tensor], crop: Crop) -> Union[Image.Image, torch.Tensor]:
         # v2.RandomResizedCrop takes a quarter longer

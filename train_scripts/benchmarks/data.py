@@ -84,9 +84,9 @@ def one_by_one(encoded: List[bytes], transform: Callable[[Image.Image], Any]) ->
 def on_device(images: EncodedImages, decoder: DeviceDecoder, batch_size: int = 32) -> None:
     for first in range(0, len(images), batch_size):
         items = [images[i] for i in range(first, min(first + batch_size, len(images)))]
-        decoder(*collate_encoded(items))
+        decoder(*collate_encoded(items), range(first, first + batch_size))
     if decoder.device.type == 'cuda':
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(decoder.device)
 
 
 def pixel_difference(images: List[Image.Image], size: int) -> Dict[str, float]:
@@ -109,18 +109,22 @@ def run(args: argparse.Namespace) -> None:
     contents = [file.read_bytes() for file in files]
     with tempfile.TemporaryDirectory() as folder:
         dataset = MultiLabelDataset.from_samples(args.folder, [Sample(f.name, ()) for f in files], ['any'])
-        write_shards(dataset, folder, 'train', short_side)
-        shards = create_dataset('shards:{split}-*.tar', folder, 'train')
-        small = [shards.images.read(i) for i in range(len(shards))]
+        prepared = {}
+        for name, quality in (('prepared', 90), ('prepared, uncompressed,', None)):
+            write_shards(dataset, folder, 'train', short_side, quality)
+            shards = create_dataset('shards:{split}-*.tar', folder, 'train')
+            prepared[name] = [shards.images.read(i) for i in range(len(shards))]
     transforms = pipelines(size)
     contenders: Dict[str, Callable[[], None]] = {
         name: functools.partial(one_by_one, *work) for name, work in {
             'decoding alone': (contents, lambda image: image),
             **{name: (contents, transform) for name, transform in transforms.items()},
-            f'ours: crop, flip, prepared at {short_side} px': (small, transforms['ours: crop, flip']),
-            f'decoding alone, prepared at {short_side} px': (small, lambda image: image),
+            **{f'ours: crop, flip, {name} at {short_side} px': (small, transforms['ours: crop, flip'])
+               for name, small in prepared.items()},
+            f'decoding alone, prepared at {short_side} px': (prepared['prepared'], lambda image: image),
         }.items()}
     if args.device:
+        dataset.transform = transforms['ours: crop, flip']  # of what is no plain JPEG
         crop = RandomCrop((size, size), (0.7, 1.))
         contenders[f'ours: crop, flip, decoded on {args.device}'] = functools.partial(
             on_device, EncodedImages(dataset, crop), DeviceDecoder(crop, torch.device(args.device)))
