@@ -1,11 +1,17 @@
 """The grid of ablation.py, on tiny scenes."""
+import contextlib
 import importlib
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
 from scipy.stats import ttest_rel
-from test_programs import SCRIPTS, run_here
+from test_programs import ROOT, SCRIPTS, run_here
 
 OPTIONS = dict(
     data='coco2014', model='fan', backbone='test_resnet', img_size=48, epochs=1, batch_size=8, workers=0,
@@ -105,3 +111,34 @@ def test_options_of_the_grids_are_train_pys(monkeypatch, capsys, tmp_path, name)
             assert run_here(monkeypatch, 'train', *options) == 2
             error = capsys.readouterr().err
             assert 'none' in error and 'annotations' in error, error
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def processes_naming(path) -> list:
+    found = []
+    for file in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if str(path).encode() in file.read_bytes():
+                found.append(file)
+    return found
+
+
+def test_a_killed_grid_takes_its_runs_along(coco_folder, tmp_path, grid):
+    grid.write_text(yaml.safe_dump({**GRID, 'options': {**OPTIONS, 'epochs': 1000}, 'search': {}, 'rows': {'FAN': {}}}))
+    runs = tmp_path / 'runs'
+    command = [sys.executable, SCRIPTS / 'ablation.py', grid, '--data-dir', coco_folder, '--runs', runs,
+               '--results', tmp_path, '--seeds', '1']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'}
+    program = subprocess.Popen(list(map(str, command)), env=env)
+    checkpoints = runs / 'tiny' / 'FAN-seed0' / 'checkpoints'
+    wait_for(lambda: checkpoints.is_dir() and any(checkpoints.iterdir()))
+    program.kill()
+    program.wait()
+    wait_for(lambda: not processes_naming(runs))
+    assert any(checkpoints.iterdir())

@@ -23,6 +23,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -50,6 +51,7 @@ from timm_fan.statistics import correlated_classes
 SCRIPTS = Path(__file__).parent
 GRIDS = SCRIPTS / 'ablations'
 KEYS = {'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed'}
+_under_way: List[subprocess.Popen] = []  # of this worker
 
 Options = Dict[str, Any]
 
@@ -165,11 +167,15 @@ def train(run: Run, folder: Path, args: argparse.Namespace) -> None:
     if folder.exists() and config.is_file() and decisive(yaml.safe_load(config.read_text())) != decisive(options):
         raise InputError(f'{folder} was trained with other options: remove it, or give another folder as --runs.')
     write_text(config, yaml.safe_dump(options))
-    result = subprocess.run(
-        [sys.executable, SCRIPTS / 'train.py', '--config', config, '--output', folder, '--resume'],
-        env={'OMP_NUM_THREADS': str(torch.get_num_threads()), **os.environ}, capture_output=True, text=True)
-    if result.returncode:
-        raise InputError(f'{folder} ended with exit code {result.returncode}: {result.stderr.strip()[-2000:]}')
+    command = [sys.executable, SCRIPTS / 'train.py', '--config', config, '--output', folder, '--resume']
+    env = {'OMP_NUM_THREADS': str(torch.get_num_threads()), **os.environ}
+    with subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as training:
+        _under_way.append(training)
+        _, errors = training.communicate()
+        _under_way.clear()
+    if training.returncode:
+        raise InputError(f'{folder} ended with exit code {training.returncode}: {errors.strip()[-2000:]}')
 
 
 @torch.no_grad()
@@ -198,6 +204,19 @@ def evaluate(run: Run, folder: Path, args: argparse.Namespace) -> dict:
             'parameters', 'train_images', 'val_images', 'seconds', 'hardware', 'versions', 'git_revision', 'data')})
 
 
+def start_worker(threads: int) -> None:
+    torch.set_num_threads(threads)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Without it, a worker and its training would outlive a program that is killed."""
+    multiprocessing.parent_process().join()
+    for training in _under_way:
+        training.terminate()  # it saves, and goes on at the next start
+    os._exit(1)
+
+
 def do_one(run: Run, folder: Path, args: argparse.Namespace) -> dict:
     train(run, folder, args)
     return evaluate(run, folder, args)
@@ -206,7 +225,7 @@ def do_one(run: Run, folder: Path, args: argparse.Namespace) -> dict:
 def do(runs: List[Run], results: Results, base: Path, args: argparse.Namespace) -> None:
     """Train and evaluate what is not in the results yet."""
     spawn = multiprocessing.get_context('spawn')  # a forked process cannot use a GPU
-    with ProcessPoolExecutor(args.jobs, spawn, torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+    with ProcessPoolExecutor(args.jobs, spawn, start_worker, (torch.get_num_threads(),)) as pool:
         missing = {pool.submit(do_one, run, base / run.name, args): run for run in runs if not results.find(run)}
         try:
             for future in as_completed(missing):
