@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 from timm.data import create_transform as create_timm_transform
 from timm.data import resolve_model_data_config
+from torch.utils.data import default_collate
 
-from timm_fan.data import Normalize, create_transform
+from timm_fan.data import Normalize, collate, create_transform
 
 CONFIG = dict(input_size=(3, 96, 96), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation='bicubic')
 
@@ -53,6 +54,17 @@ def test_normalization_is_timms():
 
 def test_auto_augment_brings_no_colour_jitter():
     assert 'ColorJitter' not in repr(create_transform(**CONFIG, is_training=True, auto_augment='3a'))
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(is_training=True), dict(is_training=True, auto_augment='rand-m9-n2'), dict(crop_mode='border'),
+    dict(interpolation='lanczos')], ids=str)
+def test_batches_are_pytorchs_in_channels_last(options):
+    transform = create_transform(**{**CONFIG, **options})
+    samples = [(transform(photo(w, 100)), torch.tensor([w]), w) for w in (120, 90, 200)]
+    for ours, theirs in zip(collate(samples), default_collate(samples)):
+        assert torch.equal(ours, theirs)
+    assert collate(samples)[0].is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 2), (3, 1)])

@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 
 from timm_fan import InputError
 from timm_fan.cost import count_cost
+from timm_fan.data import collate
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import dataset_for_model, predict_logits
 from timm_fan.explain import localization
@@ -184,7 +185,7 @@ def evaluate(run: Run, folder: Path, args: argparse.Namespace) -> dict:
     accelerator = Accelerator()
     model = load_model(folder / 'last').to(accelerator.device)
     dataset = dataset_for_model(model, run.options.get('data', 'scenes'), args.data_dir, 'val')
-    loader = accelerator.prepare(DataLoader(dataset, 32))
+    loader = accelerator.prepare(DataLoader(dataset, 32, collate_fn=collate))
     logits, targets = predict_logits(model, loader, accelerator)
     scores = evaluate_logits(logits, targets, dataset.class_names)
     groups = score_groups(scores, logits, targets, dataset)

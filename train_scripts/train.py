@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from timm_fan import InputError
 from timm_fan.checkpoint import Progress, latest_checkpoint, load_checkpoint, read_progress, save_checkpoint
-from timm_fan.data import SOURCES, MultiLabelMixup, Normalize, RandomCrop, create_dataset, create_transform
+from timm_fan.data import SOURCES, MultiLabelMixup, Normalize, RandomCrop, collate, create_dataset, create_transform
 from timm_fan.data.bad_samples import BadSamples
 from timm_fan.data.device import DeviceDecoder, EncodedImages, collate_encoded
 from timm_fan.errors import exit_on_input_error
@@ -531,8 +531,8 @@ def main() -> None:
     samples = EncodedImages(train_set, decoder.crop) if decoder else train_set
     train_loader = DataLoader(
         samples if stream else SeededSamples(samples, args.seed), micro_batch, sampler=sampler,
-        collate_fn=collate_encoded if decoder else None, **workers)
-    val_loader = DataLoader(val_set, micro_batch, **workers)
+        collate_fn=collate_encoded if decoder else collate, **workers)
+    val_loader = DataLoader(val_set, micro_batch, collate_fn=collate, **workers)
 
     # loss, optimizer, schedule
     mixup = None

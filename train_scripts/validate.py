@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from timm_fan import InputError
-from timm_fan.data import SOURCES, MultiLabelDataset
+from timm_fan.data import SOURCES, MultiLabelDataset, collate
 from timm_fan.errors import exit_on_input_error
 from timm_fan.evaluation import dataset_for_model, predict_binned, predict_logits
 from timm_fan.groups import score_groups
@@ -60,7 +60,8 @@ def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator):
     with accelerator.main_process_first():
         model = load_model(source)
         dataset = dataset_for_model(model, args.data, args.data_dir, args.split)
-    loader = accelerator.prepare(DataLoader(dataset, args.batch_size, num_workers=args.workers))
+    loader = accelerator.prepare(DataLoader(
+        dataset, args.batch_size, num_workers=args.workers, collate_fn=collate))
     threshold = args.threshold if args.threshold is not None else model_thresholds(model)
     return model.to(accelerator.device, memory_format=torch.channels_last), dataset, loader, threshold
 

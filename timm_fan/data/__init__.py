@@ -6,7 +6,7 @@ from .mixup import MultiLabelMixup
 from .scenes import write_scenes
 from .shards import read_shards
 from .table import read_table
-from .transforms import Normalize, RandomCrop, create_transform
+from .transforms import Normalize, RandomCrop, collate, create_transform
 from .voc import VOC_CLASSES, read_voc
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     'Normalize',
     'RandomCrop',
     'Sample',
+    'collate',
     'create_dataset',
     'create_transform',
     'load_image',

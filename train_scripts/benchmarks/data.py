@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import set_seed
 from PIL import Image
 from timm.data import create_transform as create_timm_transform
+from torch.utils.data import default_collate
 from torchvision import transforms as v1
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from timm_fan.data import (
     Normalize,
     RandomCrop,
     Sample,
+    collate,
     create_dataset,
     create_transform,
     load_image,
@@ -34,6 +36,7 @@ from timm_fan.provenance import environment
 
 from . import check_device
 
+BATCH_SIZE = 32
 CONFIG = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bilinear')
 
 
@@ -76,15 +79,19 @@ def pipelines(size: int) -> Dict[str, Callable[[Image.Image], torch.Tensor]]:
     }
 
 
-def one_by_one(encoded: List[bytes], transform: Callable[[Image.Image], Any]) -> None:
-    for content in encoded:
-        transform(load_image(io.BytesIO(content)))
+def batches(encoded: List[bytes], transform: Callable[[Image.Image], Any], make_batch: Callable) -> None:
+    for first in range(0, len(encoded), BATCH_SIZE):
+        make_batch([transform(load_image(io.BytesIO(content))) for content in encoded[first:first + BATCH_SIZE]])
 
 
-def on_device(images: EncodedImages, decoder: DeviceDecoder, batch_size: int = 32) -> None:
-    for first in range(0, len(images), batch_size):
-        items = [images[i] for i in range(first, min(first + batch_size, len(images)))]
-        decoder(*collate_encoded(items), range(first, first + batch_size))
+def make_our_batch(images: List[torch.Tensor]) -> torch.Tensor:
+    return collate([(image,) for image in images])[0]
+
+
+def on_device(images: EncodedImages, decoder: DeviceDecoder) -> None:
+    for first in range(0, len(images), BATCH_SIZE):
+        items = [images[i] for i in range(first, min(first + BATCH_SIZE, len(images)))]
+        decoder(*collate_encoded(items), range(first, first + BATCH_SIZE))
     if decoder.device.type == 'cuda':
         torch.cuda.synchronize(decoder.device)
 
@@ -116,7 +123,8 @@ def run(args: argparse.Namespace) -> None:
             prepared[name] = [shards.images.read(i) for i in range(len(shards))]
     transforms = pipelines(size)
     contenders: Dict[str, Callable[[], None]] = {
-        name: functools.partial(one_by_one, *work) for name, work in {
+        name: functools.partial(batches, *work, len if name.startswith('decoding') else (
+            make_our_batch if name.startswith('ours') else default_collate)) for name, work in {
             'decoding alone': (contents, lambda image: image),
             **{name: (contents, transform) for name, transform in transforms.items()},
             **{f'ours: crop, flip, {name} at {short_side} px': (small, transforms['ours: crop, flip'])
