@@ -411,7 +411,8 @@ def test_a_frozen_backbone_stays_as_it_is(monkeypatch, coco_folder, tmp_path, mo
 
 @pytest.mark.parametrize('config', sorted(p.stem for p in (SCRIPTS / 'configs').glob('*.yaml')))
 def test_configs_name_known_options(monkeypatch, capsys, config, tmp_path):
-    assert run_here(monkeypatch, 'train', '--config', config, '--data', 'coco2014', '--data-dir', tmp_path / 'no') == 2
+    options = ['--data', 'coco2014', '--data-dir', tmp_path / 'no', '--output', tmp_path / 'run']
+    assert run_here(monkeypatch, 'train', '--config', config, *options) == 2
     assert str(tmp_path / 'no') in capsys.readouterr().err
 
 
