@@ -228,19 +228,22 @@ def do(runs: List[Run], results: Results, base: Path, args: argparse.Namespace) 
     spawn = multiprocessing.get_context('spawn')  # a forked process cannot use a GPU
     with ProcessPoolExecutor(args.jobs, spawn, start_worker, (torch.get_num_threads(),)) as pool:
         missing = {pool.submit(do_one, run, base / run.name, args): run for run in runs if not results.find(run)}
+
+        def keep(record: dict, run: Run) -> None:
+            results.add(record)
+            shutil.rmtree(base / run.name / 'checkpoints')
+            print(f'{run.name}: mAP {100 * record["mAP"]:.2f}, {record["seconds"]:.0f} s', flush=True)
+
         try:
             for future in as_completed(missing):
-                record, run = future.result(), missing[future]
-                results.add(record)
-                shutil.rmtree(base / run.name / 'checkpoints')
-                print(f'{run.name}: mAP {100 * record["mAP"]:.2f}, {record["seconds"]:.0f} s', flush=True)
-        except BrokenProcessPool as error:
-            raise InputError(f'A process was ended, for want of memory perhaps: lower --jobs. {error}') from error
-        except BaseException:
+                keep(future.result(), missing[future])
+        except BaseException as error:
             pool.shutdown(cancel_futures=True)  # what is under way ends, nothing else begins
             for future, run in missing.items():
                 if not future.cancelled() and not future.exception() and not results.find(run):
-                    results.add(future.result())
+                    keep(future.result(), run)
+            if isinstance(error, BrokenProcessPool):
+                raise InputError(f'A process was ended, for want of memory perhaps: lower --jobs. {error}') from error
             raise
 
 

@@ -48,6 +48,11 @@ class Sample(NamedTuple):
     size: Optional[Tuple[int, int]] = None
 
 
+def is_line(size: Tuple[int, int]) -> bool:
+    """One side is over 100 times the other: a resize to a model's size would blow it up."""
+    return max(size) > 100 * min(size)
+
+
 def load_image(source: Union[Path, BinaryIO]) -> Image.Image:
     """Decode a whole image, or the first of an animation, to RGB, upright by its EXIF orientation.
 
@@ -57,7 +62,7 @@ def load_image(source: Union[Path, BinaryIO]) -> Image.Image:
     """
     try:
         with Image.open(source) as image:
-            if max(image.size) > 100 * min(image.size):
+            if is_line(image.size):
                 raise ValueError(f'{image.width} x {image.height} pixels are a line and no image')
             image.load()
             ImageOps.exif_transpose(image, in_place=True)

@@ -2,16 +2,16 @@
 import functools
 import io
 import warnings
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from PIL import ExifTags, Image
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from timm_fan.errors import InputError
 
-from .dataset import UNKNOWN, UNREADABLE, MultiLabelDataset, decode
-from .transforms import Crop, RandomCrop, to_tensor
+from .dataset import UNKNOWN, UNREADABLE, MultiLabelDataset, decode, is_line
+from .transforms import TENSOR_MODES, Crop, RandomCrop, collate, to_tensor
 
 __all__ = ['DeviceDecoder', 'EncodedImage', 'EncodedImages', 'collate_encoded']
 
@@ -33,7 +33,7 @@ def _open_plain(content: bytes) -> Optional[Image.Image]:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     except UNREADABLE:
         return None
-    plain = image.format == 'JPEG' and image.mode in ('RGB', 'L') and max(image.size) <= 100 * min(image.size)
+    plain = image.format == 'JPEG' and image.mode in ('RGB', 'L') and not is_line(image.size)
     return image if plain and upright else None
 
 
@@ -65,10 +65,8 @@ class EncodedImages(Dataset):
         return EncodedImage(content, self.crop.draw(image)), self.dataset.target(index)
 
 
-def collate_encoded(items: Sequence[Tuple[Any, ...]]) -> List[Any]:
-    """The images as a list, what else an item has as a batch."""
-    images, *others = zip(*items)
-    return [list(images), *(default_collate(other) for other in others)]
+# the images as a list, what else an item has as a batch
+collate_encoded = functools.partial(collate, make_batch=list)
 
 
 class DeviceDecoder:
@@ -92,7 +90,7 @@ class DeviceDecoder:
             device: torch.device,
             on_unreadable: Callable[[int, Exception], None] = lambda index, error: None,
     ):
-        if crop.mode.value not in ('bilinear', 'bicubic', 'nearest'):
+        if crop.mode not in TENSOR_MODES:
             raise InputError(f"Only Pillow resizes by '{crop.mode.value}': decode in the workers.")
         self.crop, self.device, self.on_unreadable = crop, device, on_unreadable
         buffer = io.BytesIO()

@@ -11,9 +11,12 @@ from timm.data import resolve_model_data_config
 from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
 from torch.utils.data import default_collate
 from torchvision import transforms
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
-__all__ = ['Crop', 'Normalize', 'RandomCrop', 'collate', 'create_transform']
+__all__ = ['Crop', 'Normalize', 'RandomCrop', 'collate', 'create_transform', 'stack_images']
+
+# PyTorch resizes by these, by the others only Pillow
+TENSOR_MODES = (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC, InterpolationMode.NEAREST)
 
 
 def to_tensor(image: Union[Image.Image, torch.Tensor]) -> torch.Tensor:
@@ -25,6 +28,10 @@ def to_tensor(image: Union[Image.Image, torch.Tensor]) -> torch.Tensor:
 
 def _to_pil(image: Union[Image.Image, torch.Tensor]) -> Image.Image:
     return image if isinstance(image, Image.Image) else v2.functional.to_pil_image(image)
+
+
+def _mode(interpolation: str) -> InterpolationMode:
+    return str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
 
 
 class Crop(NamedTuple):
@@ -47,7 +54,7 @@ class RandomCrop:
 
     def __init__(self, size: Tuple[int, int], scale: Tuple[float, float], interpolation: str = 'bilinear'):
         self.size, self.scale = list(size), scale
-        self.mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
+        self.mode = _mode(interpolation)
 
     def draw(self, image: Union[Image.Image, torch.Tensor]) -> Crop:
         """By Python's generator; of the image only the size counts."""
@@ -100,8 +107,8 @@ def create_transform(
         input_size=input_size, mean=mean, std=std, interpolation=interpolation, use_prefetcher=True, color_jitter=None)
     if not is_training and crop_mode != 'squash' and (crop_mode != 'center' or height != width):
         return create_timm_transform(**options, crop_pct=crop_pct, crop_mode=crop_mode)
-    mode = str_to_interp_mode('bilinear' if interpolation == 'random' else interpolation)
-    steps = [to_tensor] if mode.value in ('bilinear', 'bicubic', 'nearest') else []  # the others are Pillow's alone
+    mode = _mode(interpolation)
+    steps = [to_tensor] if mode in TENSOR_MODES else []
     if is_training:
         steps.append(RandomCrop((height, width), scale, interpolation))
         if auto_augment:
@@ -115,14 +122,18 @@ def create_transform(
     return transforms.Compose([*steps, to_tensor])
 
 
-def collate(samples: Sequence[Tuple[Any, ...]]) -> List[Any]:
-    """PyTorch's `default_collate` for tuples that begin with an image (C, H, W), whose batch is in channels_last.
+def stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Images (C, H, W) as a batch (B, C, H, W) in channels_last.
 
     The transforms' images have their channels side by side, so that each is copied as it is.
     """
+    return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+
+
+def collate(samples: Sequence[Tuple[Any, ...]], make_batch: Callable = stack_images) -> List[Any]:
+    """PyTorch's `default_collate` for tuples that begin with an image, of which `make_batch` makes a batch."""
     images, *others = zip(*samples)
-    batch = default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return [batch, *(default_collate(other) for other in others)]
+    return [make_batch(images), *map(default_collate, others)]
 
 
 class Normalize(nn.Module):

@@ -28,7 +28,7 @@ def halvings_to_last(reductions: Sequence[int]) -> Tuple[List[int], List[bool]]:
     return halvings, [r * 2 ** n == reductions[-1] for r, n in zip(reductions, halvings)]
 
 
-@torch.fx.wrap
+@torch.fx.wrap  # a symbolic trace cannot follow its branch
 def halve(x: torch.Tensor) -> torch.Tensor:
     """2x2 average pooling with stride 2, (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)).
 

@@ -24,13 +24,13 @@ from timm_fan.data import (
     Normalize,
     RandomCrop,
     Sample,
-    collate,
     create_dataset,
     create_transform,
     load_image,
 )
 from timm_fan.data.device import DeviceDecoder, EncodedImages, collate_encoded
 from timm_fan.data.prepare import write_shards
+from timm_fan.data.transforms import stack_images
 from timm_fan.files import write_text
 from timm_fan.provenance import environment
 
@@ -84,10 +84,6 @@ def batches(encoded: List[bytes], transform: Callable[[Image.Image], Any], make_
         make_batch([transform(load_image(io.BytesIO(content))) for content in encoded[first:first + BATCH_SIZE]])
 
 
-def make_our_batch(images: List[torch.Tensor]) -> torch.Tensor:
-    return collate([(image,) for image in images])[0]
-
-
 def on_device(images: EncodedImages, decoder: DeviceDecoder) -> None:
     for first in range(0, len(images), BATCH_SIZE):
         items = [images[i] for i in range(first, min(first + BATCH_SIZE, len(images)))]
@@ -123,14 +119,15 @@ def run(args: argparse.Namespace) -> None:
             prepared[name] = [shards.images.read(i) for i in range(len(shards))]
     transforms = pipelines(size)
     contenders: Dict[str, Callable[[], None]] = {
-        name: functools.partial(batches, *work, len if name.startswith('decoding') else (
-            make_our_batch if name.startswith('ours') else default_collate)) for name, work in {
-            'decoding alone': (contents, lambda image: image),
-            **{name: (contents, transform) for name, transform in transforms.items()},
-            **{f'ours: crop, flip, {name} at {short_side} px': (small, transforms['ours: crop, flip'])
-               for name, small in prepared.items()},
-            f'decoding alone, prepared at {short_side} px': (prepared['prepared'], lambda image: image),
-        }.items()}
+        'decoding alone': functools.partial(batches, contents, lambda image: image, len)}
+    for name, transform in transforms.items():
+        make_batch = stack_images if name.startswith('ours') else default_collate
+        contenders[name] = functools.partial(batches, contents, transform, make_batch)
+    for name, small in prepared.items():
+        contenders[f'ours: crop, flip, {name} at {short_side} px'] = functools.partial(
+            batches, small, transforms['ours: crop, flip'], stack_images)
+    contenders[f'decoding alone, prepared at {short_side} px'] = functools.partial(
+        batches, prepared['prepared'], lambda image: image, len)
     if args.device:
         dataset.transform = transforms['ours: crop, flip']  # of what is no plain JPEG
         crop = RandomCrop((size, size), (0.7, 1.))
