@@ -178,7 +178,7 @@ def test_mistakes_of_the_program(monkeypatch, capsys, saved, coco_folder, tmp_pa
             ([saved[0]], 'image files or --data'), ([saved[0], photo, '--labels', 'cat'], "no label 'cat'"),
             ([saved[1], photo, '--maps', 'attention'], 'no attention|Only a FAN'),
             ([saved[0], tmp_path / 'none.jpg'], 'none.jpg'), ([saved[0], tmp_path / 'broken.jpg'], 'broken.jpg'),
-            ([tmp_path, photo], 'config.json')):
+            ([tmp_path, photo], 'config.json'), ([saved[0], photo, '--device', 'nothing'], "--device 'nothing'")):
         assert run_here(monkeypatch, 'explain', *options, '--output', tmp_path / 'maps') == 2
         error = capsys.readouterr().err
         assert any(word in error for word in words.split('|')) and 'Traceback' not in error

@@ -274,6 +274,8 @@ def test_predict(run_folder, coco_folder, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 14
     assert re.fullmatch(rf'{photo}: \w+ [01]\.\d\d, \w+ [01]\.\d\d', lines[0])
+    assert run_here(monkeypatch, 'predict', run_folder, photo, '--device', 'nothing') == 2
+    assert "--device 'nothing'" in capsys.readouterr().err
     assert run_here(monkeypatch, 'predict', run_folder, photo, '--threshold', '0.01', '--format', 'json') == 0
     [result] = json.loads(capsys.readouterr().out)
     names = read_coco(coco_folder, 'val2014').class_names

@@ -4,6 +4,8 @@ import errno
 import sys
 from typing import Iterator, Sequence
 
+import torch
+
 _DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -37,6 +39,16 @@ def exit_on_input_error() -> Iterator[None]:
             raise
         sys.stderr.write(f'error: {error.filename or "the disk"}: {error.strerror}.\n')
         sys.exit(2)
+
+
+def check_device(name: str) -> None:
+    """For programs: raises an InputError unless `--device NAME` is there to compute on."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device '{name}' is none of PyTorch's, give cpu or cuda.") from error
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise InputError(f'--device {name}: PyTorch sees no GPU here.')
 
 
 def raise_problems(source: str, problems: Sequence[str], noun: str = 'problem', shown: int = 20) -> None:

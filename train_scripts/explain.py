@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset
 
 from timm_fan import InputError
 from timm_fan.data import SOURCES, UNREADABLE, MultiLabelDataset, load_image
-from timm_fan.errors import exit_on_input_error
+from timm_fan.errors import check_device, exit_on_input_error
 from timm_fan.evaluation import dataset_for_model
 from timm_fan.explain import activation_maps, attention_maps, crop_box, localization, overlay
 from timm_fan.figures import plot_maps
@@ -99,6 +99,7 @@ def measure(args: argparse.Namespace, models: List[Tuple[str, torch.nn.Module]],
 
 def main() -> None:
     args = parse_args()
+    check_device(args.device)
     sources = [args.model, args.beside] if args.beside else [args.model]
     models = [(source, load_model(source).to(args.device)) for source in sources]
     names = label_names(models[0][1])

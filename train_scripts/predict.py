@@ -65,9 +65,11 @@ class TorchPredictor:
         import torch
         from timm.data import create_transform, resolve_model_data_config
 
+        from timm_fan.errors import check_device
         from timm_fan.models import fold_batch_norm, label_names, load_model, model_thresholds
 
         self.device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+        check_device(self.device)
         self.model = load_model(source).to(self.device)
         data_config = resolve_model_data_config(self.model)
         fold_batch_norm(self.model, data_config['input_size'])

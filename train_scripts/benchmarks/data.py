@@ -31,10 +31,9 @@ from timm_fan.data import (
 from timm_fan.data.device import DeviceDecoder, EncodedImages, collate_encoded
 from timm_fan.data.prepare import write_shards
 from timm_fan.data.transforms import stack_images
+from timm_fan.errors import check_device
 from timm_fan.files import write_text
 from timm_fan.provenance import environment
-
-from . import check_device
 
 BATCH_SIZE = 32
 CONFIG = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bilinear')

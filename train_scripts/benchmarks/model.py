@@ -16,11 +16,10 @@ from tqdm import tqdm
 
 from timm_fan import InputError
 from timm_fan.cost import count_cost
+from timm_fan.errors import check_device
 from timm_fan.files import write_text
 from timm_fan.models import create_model, fold_batch_norm
 from timm_fan.provenance import environment
-
-from . import check_device
 
 BARE = dict(frn=False, cln=False, global_pool='avg')
 ROWS: Dict[str, Dict[str, Any]] = {
