@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from test_device import jpeg
-from test_programs import SCRIPTS, TINY, history, launch
+from test_programs import SCRIPTS, TINY, history, launch, run_here
 from test_transforms import difference, photo
 
 from timm_fan.data import RandomCrop
@@ -52,6 +52,15 @@ def test_nvjpegs_pixels_are_pillows():
     found = decoder([grey, *[EncodedImage(jpeg(image, subsampling=0), crop)] * 2], torch.zeros(3, 2), range(3))
     expected = decoder.crop.apply(to_tensor(image), crop)
     assert found.shape == (3, 3, 96, 96) and difference(found[2].cpu(), expected).float().mean() < 3
+
+
+def test_benchmark_of_graphs(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
+    tiny = ['--backbone', 'test_resnet', '--img-size', '64', '--rows', 'FAN', '--repeats', '3', '--device', 'cuda']
+    options = ['--engines', 'eager', 'graph', '--results', tmp_path / 'r']
+    assert run_here(monkeypatch, 'benchmark', 'model', 'fan', *tiny, *options) == 0
+    eager, graph = (row for row in json.loads((tmp_path / 'r').read_text())['rows'] if row['row'] == 'FAN')
+    assert graph['latency'] < eager['latency'] and 'training' not in graph
 
 
 def test_training_evaluation_and_prediction(coco_folder, tmp_path):

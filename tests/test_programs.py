@@ -453,6 +453,8 @@ def test_benchmark_of_models(monkeypatch, capsys, tmp_path):
     assert page.read_text() in capsys.readouterr().out
     assert run_here(monkeypatch, 'benchmark', 'model', 'fan_resnet1O1') == 2
     assert 'fan_resnet101' in capsys.readouterr().err
+    assert run_here(monkeypatch, 'benchmark', 'model', 'fan', *tiny, '--engines', 'graph') == 2
+    assert '--engines graph is of CUDA devices' in capsys.readouterr().err
 
 
 def test_benchmark_of_the_data(monkeypatch, capsys, coco_folder, tmp_path):

@@ -31,7 +31,8 @@ ROWS: Dict[str, Dict[str, Any]] = {
     'Query2Label': dict(BARE, head='query2label'),
 }
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
-ENGINES = ('eager', 'compiled', 'folded')
+ENGINES = ('eager', 'compiled', 'folded', 'graph')
+TRAINABLE = ('eager', 'compiled')
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     add('--dtypes', nargs='+', choices=list(DTYPES), default=['fp32'], help='bf16: autocast')
     add('--engines', nargs='+', choices=ENGINES, default=['eager'],
-        help='compiled: torch.compile; folded: batch norm folded into convolutions, no training step')
+        help='compiled: torch.compile; folded: batch norm folded into convolutions; graph: the eager kernels as a CUDA'
+        ' graph, which spares their launches; the last two without a training step')
     add('--channels-last', action=argparse.BooleanOptionalAction, default=True)
     add('--batch-size', type=int, default=8, help='of the throughput (default: %(default)s)')
     add('--train-batch-size', type=int, default=4, help='of the training step (default: %(default)s)')
@@ -106,6 +108,21 @@ def inference(model: nn.Module, batch_size: int, size: Tuple[int, ...], dtype: s
     return Call(call, model.eval)
 
 
+def replayed(call: Call) -> Call:
+    """A call's kernels, captured as a CUDA graph."""
+    call.set_mode()
+    stream = torch.cuda.Stream()  # libraries set up their state on it first
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call.run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call.run()
+    return Call(graph.replay, call.set_mode)
+
+
 def training_step(model: nn.Module, size: Tuple[int, ...], dtype: str, args: argparse.Namespace) -> Call:
     x = images(args.train_batch_size, size, args)
     targets = (torch.rand(len(x), args.num_classes, device=args.device) < 0.036).float()
@@ -151,7 +168,7 @@ def cpu_memory(contender: Contender, args: argparse.Namespace) -> Dict[str, int]
     model, size = build(contender, args)
     found = {}
     calls = {'memory_inference': inference(model, args.batch_size, size, contender.dtype, args)}
-    if contender.engine != 'folded':
+    if contender.engine in TRAINABLE:
         calls['memory_training'] = training_step(model, size, contender.dtype, args)
     for key, call in calls.items():
         call.set_mode()
@@ -194,8 +211,10 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         calls[contender] = dict(
             latency=inference(run, 1, size, contender.dtype, args),
             throughput=inference(run, args.batch_size, size, contender.dtype, args))
-        if contender.engine != 'folded':
+        if contender.engine in TRAINABLE:
             calls[contender]['training'] = training_step(run, size, contender.dtype, args)
+        if contender.engine == 'graph':
+            calls[contender] = {name: replayed(call) for name, call in calls[contender].items()}
         for call in calls[contender].values():
             call.set_mode()
             for _ in range(2):
@@ -210,6 +229,8 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
             results[contender][name] = statistics.median(values)
     cuda = args.device.startswith('cuda')
     for contender in tqdm(contenders if args.memory else (), desc='memory', leave=False):
+        if contender.engine == 'graph':  # which holds its memory
+            continue
         if cuda:
             results[contender].update(cuda_memory(calls[contender]))
         elif contender.engine != 'compiled':  # whose compilation would be the peak
@@ -268,6 +289,8 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     check_device(args.device)
+    if 'graph' in args.engines and not args.device.startswith('cuda'):
+        raise InputError(f'--engines graph is of CUDA devices, got --device {args.device}.')
     if args.device.startswith('cuda'):
         torch.cuda.set_device(torch.device(args.device).index or 0)
         # one arithmetic for convolutions and products, by default it is TF32 for the former alone
