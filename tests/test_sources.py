@@ -14,6 +14,7 @@ from PIL import Image
 from timm_fan import InputError
 from timm_fan.data import VOC_CLASSES, create_dataset, read_coco
 from timm_fan.data.dataset import PackedStrings, SparseLabels
+from timm_fan.data.hub import HubStream
 from timm_fan.data.shards import expand_shards
 
 SPLITS = {'train': 'train2014', 'val': 'val2014'}
@@ -281,6 +282,21 @@ def test_stream_gives_every_image_once_an_epoch(coco_folder, tmp_path):
     with pytest.raises(InputError, match='train_length'):
         create_dataset(files + '?streaming=true', tmp_path / 'files', 'train')
     assert len(create_dataset(files + '?streaming=true&train_length=20', tmp_path / 'files', 'train')) == 20
+
+
+@pytest.mark.parametrize('objects, words', [
+    ([dict(bbox=[0, 0, 8, 8])], "row 1: 'objects' has none of category"),
+    ([dict(category='horse-fly')], "row 1: 'horse-fly' is not one of the 2 classes"),
+])
+def test_broken_row_of_a_stream_is_named(coco_folder, tmp_path, objects, words):
+    photo = dict(bytes=(coco_folder / 'val2014' / '0.jpg').read_bytes(), path='0.jpg')
+    rows = [dict(image=photo, objects=[dict(category='a')]), dict(image=photo, objects=objects)]
+    (tmp_path / 'set').mkdir()
+    # as they come from Python, where rows need no common schema
+    whole = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    stream = HubStream(whole, 'image', 'objects', ['a', 'b'], 2, [])
+    with pytest.raises(InputError, match=words):
+        list(stream)
 
 
 def test_hub_labels_follow_the_models_names(coco_folder, tmp_path):

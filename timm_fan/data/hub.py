@@ -95,7 +95,10 @@ class HubStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
         for number, row in enumerate(islice(self.dataset, self.length)):
-            labels = _row_labels(row[self.labels_column])
+            try:
+                labels = _row_labels(row[self.labels_column])
+            except KeyError as error:
+                raise InputError(f"row {number}: '{self.labels_column}' has {error.args[0]}.") from error
             indices = [label if isinstance(label, int) else self.index.get(label, -1) for label in labels]
             unknown = [label for label, i in zip(labels, indices) if not 0 <= i < len(self.class_names)]
             if unknown:
@@ -229,7 +232,7 @@ def read_hub(
         try:
             present = _row_labels(row[labels])
         except KeyError as error:
-            problems.append(f"row {i}: '{labels}' has {error}")
+            problems.append(f"row {i}: '{labels}' has {error.args[0]}")
             continue
         if own_names and class_names is not None:
             # by name: the model's order may be another
