@@ -103,6 +103,14 @@ def test_kinds_of_images_look_like_the_photo(content):
     assert np.abs(difference).mean() < 20
 
 
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
+def test_transparent_images_stand_on_white(mode):
+    drawing = Image.new('RGBA', (8, 8), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (2, 2, 4, 4))
+    pixels = np.asarray(decode(encoded(drawing.convert(mode), 'PNG')))
+    assert (pixels[2:4, 2:4] == 0).all() and (pixels[5:] == 255).all()
+
+
 @pytest.mark.parametrize('values', [
     (GREY * 65535).astype(np.uint16), (GREY * 65535).astype(np.int32), GREY, GREY * 255,
 ], ids=['16 bits', '32 bits', 'float 0..1', 'float 0..255'])

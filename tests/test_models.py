@@ -219,6 +219,13 @@ def test_pickles_and_broken_folders_are_refused(tmp_path):
         load_model(tmp_path / 'nowhere')
 
 
+def test_save_takes_no_other_folder_for_a_models(tmp_path):
+    (tmp_path / 'thesis.txt').write_text('precious')
+    with pytest.raises(InputError, match='holds other files'):
+        save_model(tiny(num_classes=2), tmp_path, ['a', 'b'], data_config())
+    assert [p.name for p in tmp_path.iterdir()] == ['thesis.txt']
+
+
 def test_interrupted_save_leaves_the_old_model(tmp_path, monkeypatch):
     folder = tmp_path / 'saved'
     save_model(tiny(num_classes=2), folder, ['a', 'b'], data_config())

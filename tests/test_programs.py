@@ -325,6 +325,17 @@ def broken_category(folder: Path) -> Path:
     (['--backbone', 'levit_128s', '--img-size', '224', '--freeze-bn'], ['levit_128s', 'BatchNorm2d']),
     (['--resume', '/no/run'], ['/no/run']),
     (['--backbone', 'nest_tiny', '--img-size', '50'], ['nest_tiny', 'img_size=50', 'divide']),
+    (['--aa', 'none'], ['--aa', 'none', 'rand-m7']),
+    (['--smoothing', '2'], ['--smoothing', '0 to 0.99', '2']),
+    (['--mixup', '-1'], ['--mixup', 'at least 0', '-1']),
+    (['--img-size', '0'], ['--img-size', 'at least 1']),
+    (['--seed', '-1'], ['--seed', '-1']),
+    (['--clip-grad', '-1'], ['--clip-grad', '-1']),
+    (['--lr', 'nan'], ['--lr', 'nan']),
+    (['--lr-base-size', '-4'], ['--lr-base-size', '-4']),
+    (['--model-kwargs', 'in_chans=1'], ['--model-kwargs', 'three channels']),
+    (['--model-kwargs', 'num_classes=3'], ['--model-kwargs', 'num_classes']),
+    (['--model-kwargs', 'drop_rate=2'], ['drop_rate', 'between 0 and 1']),
 ])
 def test_a_mistake_ends_in_one_message(monkeypatch, capsys, coco_folder, tmp_path, options, words):
     code = run_here(
@@ -345,7 +356,10 @@ def test_unknown_category_ends_in_one_message(coco_folder, tmp_path):
 
 
 def test_config_file_is_checked(monkeypatch, capsys, coco_folder, tmp_path):
-    for content, word in (('epoch: 3', 'epoch'), ('lr: fast', 'fast'), ('[1, 2', 'YAML'), ('- 3', 'option')):
+    for content, word in (
+            ('epoch: 3', 'epoch'), ('lr: fast', 'fast'), ('[1, 2', 'YAML'), ('- 3', 'option'),
+            ('freeze_bn: "false"', "freeze_bn is true or false, got 'false'"),
+            ('model_kwargs: [frn=false]', 'model_kwargs must hold')):
         file = tmp_path / 'own.yaml'
         file.write_text(content)
         code = run_here(monkeypatch, 'train', '--config', file, '--data-dir', coco_folder, '--output', tmp_path / 'run')
@@ -363,6 +377,33 @@ def test_other_class_count_ends_in_one_message(monkeypatch, capsys, run_folder, 
     resumed = shutil.copytree(run_folder, tmp_path / 'run')
     code = run_here(monkeypatch, 'train', *TINY, *common, '--batch-size', '4', '--output', resumed, '--resume')
     assert code == 2 and '6 classes' in capsys.readouterr().err
+
+
+def test_a_file_in_the_way(monkeypatch, capsys, coco_folder, tmp_path):
+    (tmp_path / 'run').write_text('mine')
+    assert run_here(monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'run') == 2
+    assert 'run: File exists' in capsys.readouterr().err and (tmp_path / 'run').read_text() == 'mine'
+
+
+def test_streams_shorter_than_they_say(monkeypatch, capsys, coco_folder, tmp_path):
+    for lengths, words in (
+            ('train_length=48&val_length=13', 'train_length'), ('train_length=32&val_length=20', 'val_length')):
+        data = f'{write_hub(coco_folder, tmp_path, "parquet")}?streaming=true&{lengths}'
+        options = ['--data', data, '--data-dir', tmp_path, '--output', tmp_path / words]
+        assert run_here(monkeypatch, 'train', *TINY, *options, '--epochs', '1') == 2
+        assert f'a stream needs its true {words}=' in capsys.readouterr().err
+
+
+def test_reports_and_figures_leave_what_else_is_in_their_folder(monkeypatch, coco_folder, run_folder, tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').write_text('precious')
+    data = ['--data', 'coco2014', '--data-dir', coco_folder]
+    for _ in range(2):
+        assert run_here(monkeypatch, 'inspect_data', *data, '--figures', tmp_path / 'mine') == 0
+        assert run_here(monkeypatch, 'validate', run_folder, *data, '--report', tmp_path / 'mine') == 0
+    names = {p.name for p in (tmp_path / 'mine').iterdir()}
+    assert {'thesis.txt', 'frequencies.png', 'report.html', 'metrics.json'} <= names
+    assert not any(name.startswith('.') for name in names)
 
 
 def test_finished_run_is_not_overwritten(monkeypatch, capsys, run_folder, coco_folder):

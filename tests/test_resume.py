@@ -62,7 +62,8 @@ def start(*args, kill_at=('os', 'rename', 0)) -> subprocess.Popen:
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'}
     command = [sys.executable, '-c', PROGRAM, *kill_at, SCRIPTS / 'train.py', *OPTIONS, *args]
     return subprocess.Popen(
-        list(map(str, command)), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        list(map(str, command)), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True)
 
 
 def wait_for_checkpoint(process: subprocess.Popen, run: Path) -> None:
@@ -116,12 +117,13 @@ def test_killed_at_any_moment(coco_folder, tmp_path, whole, trial):
     assert len(list((run / 'checkpoints').iterdir())) <= 2
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
-def test_stopped_by_a_scheduler(coco_folder, tmp_path, whole, number):
+@pytest.mark.parametrize('number, workers', [(signal.SIGTERM, 0), (signal.SIGUSR1, 0), (signal.SIGTERM, 1)])
+def test_stopped_by_a_scheduler(coco_folder, tmp_path, whole, number, workers):
+    """With workers they get the signal too, as from timeout or Slurm."""
     options = ['--data-dir', coco_folder, '--output', tmp_path / 'run', '--resume']
-    process = start(*options)
+    process = start(*options, '--workers', workers)
     wait_for_checkpoint(process, tmp_path / 'run')
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     assert process.wait(120) == 75
     assert 'stopped by a signal' in (tmp_path / 'run' / 'train.log').read_text()
     assert train(*options) == 0
@@ -194,6 +196,20 @@ def test_damaged_checkpoints_are_named(coco_folder, tmp_path, capsys):
     (newest / 'model.safetensors').write_bytes(weights[:100])
     assert train(*options, '--resume') == 2
     assert 'is damaged' in capsys.readouterr().err
+
+
+def test_refused_resumption_leaves_the_run_as_it_was(monkeypatch, capsys, coco_folder, tmp_path):
+    run = tmp_path / 'run'
+    assert train('--data-dir', coco_folder, '--output', run, '--epochs', '1') == 0
+    before = (run / 'config.yaml').read_text()
+    for options, words in (
+            (['--model-kwargs', 'embed_dim=32'], 'does not fit the model'),
+            (['--opt', 'sgd'], 'was begun with --opt adamw, it cannot go on with sgd'),
+            (['--weight-decay', '0.5'], 'begun with --weight-decay 0.05'),
+            (['--output', tmp_path / 'other'], 'leave --output out')):
+        assert run_here(monkeypatch, 'train', '--resume', run, '--epochs', '2', *options) == 2
+        assert words in capsys.readouterr().err
+        assert (run / 'config.yaml').read_text() == before
 
 
 def test_another_number_of_processes_goes_on_and_says_so(coco_folder, tmp_path, whole):

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from timm_fan import InputError
 from timm_fan.data import VOC_CLASSES, create_dataset, read_coco
+from timm_fan.data.classes import read_class_names
 from timm_fan.data.dataset import PackedStrings, SparseLabels
 from timm_fan.data.hub import HubStream
 from timm_fan.data.shards import expand_shards
@@ -304,6 +306,117 @@ def test_hub_labels_follow_the_models_names(coco_folder, tmp_path):
     names = read_coco(coco_folder, 'val2014').class_names
     expected = create_dataset(data, tmp_path, 'val').targets().flip(1)
     assert torch.equal(create_dataset(data, tmp_path, 'val', class_names=names[::-1]).targets(), expected)
+
+
+@pytest.mark.parametrize('kind, labels', [
+    (kind, labels) for kind in ('jsonl', 'shard', 'hub')
+    for labels in ({'cat': 1, 'dog': 0}, [True, False], [1.0, 0.0], ['cat', None], [['cat']], True)
+    if not (kind == 'hub' and isinstance(labels, dict))])  # there it is an object without a category
+def test_labels_of_another_shape_are_named(tmp_path, kind, labels):
+    """They would else become classes of their own, or the wrong ones."""
+    photo = io.BytesIO()
+    Image.new('RGB', (8, 8)).save(photo, 'jpeg')
+    if kind == 'jsonl':
+        (tmp_path / '0.jpg').write_bytes(photo.getvalue())
+        (tmp_path / 'train.jsonl').write_text(json.dumps(dict(image='0.jpg', labels=labels)))
+        data = 'table:{split}.jsonl'
+    elif kind == 'shard':
+        with tarfile.open(tmp_path / 'train-0.tar', 'w') as archive:
+            for name, content in (('0.jpg', photo.getvalue()), ('0.json', json.dumps(dict(labels=labels)).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        data = 'shards:{split}-*.tar'
+    else:
+        rows = datasets.Dataset.from_dict(dict(image=[dict(bytes=photo.getvalue(), path=None)], labels=[labels]))
+        datasets.DatasetDict(train=rows).save_to_disk(tmp_path / 'set')
+        data = 'hub:set'
+    with pytest.raises(InputError) as error:
+        create_dataset(data, tmp_path, 'train')
+    assert any(words in str(error.value) for words in ('neither a name nor a class index', 'must be lists'))
+
+
+def test_unlabelled_rows_of_the_hub_are_not_the_last_class(tmp_path):
+    feature = datasets.Features(dict(image=datasets.Image(), label=datasets.ClassLabel(names=['cat', 'dog'])))
+    rows = dict(image=[Image.new('RGB', (8, 8))] * 2, label=[0, -1])
+    datasets.DatasetDict(validation=datasets.Dataset.from_dict(rows, feature)).save_to_disk(tmp_path / 'set')
+    with pytest.raises(InputError, match="row 1: '-1' is not one of the 2 classes"):
+        create_dataset('hub:set', tmp_path, 'val', class_names=['cat', 'dog'])
+
+
+def test_hub_paths_are_relative_to_the_data(coco_folder, tmp_path):
+    shutil.copy(coco_folder / 'val2014' / '0.jpg', tmp_path / '0.jpg')
+    datasets.Dataset.from_dict(dict(image=['0.jpg'], labels=[['cat']])).to_parquet(tmp_path / 'train.parquet')
+    image, target = create_dataset(f'hub:{tmp_path}', tmp_path, 'train')[0]
+    assert target.tolist() == [1] and image.size == (48, 48)
+
+
+def test_tables_of_names_with_blanks_and_of_objects_with_gaps(tmp_path):
+    for name in 'ab':
+        Image.new('RGB', (8, 8)).save(tmp_path / f'{name}.jpg')
+    (tmp_path / 'train.csv').write_text('image,labels,unknown\na.jpg,traffic light|car,\nb.jpg,car,bird|cow\n')
+    train = create_dataset('table:{split}.csv', tmp_path, 'train')
+    assert train.class_names == ['bird', 'car', 'cow', 'traffic light']
+    assert train.targets().tolist() == [[0, 1, 0, 1], [-1, 1, -1, 0]]
+    (tmp_path / 'val.csv').write_text('image,labels\na.jpg,traffic light\n')
+    val = create_dataset('table:{split}.csv', tmp_path, 'val', class_names=train.class_names)
+    assert val[0][1].tolist() == [0, 0, 0, 1]
+    (tmp_path / 'train.jsonl').write_text('{"image": "a.jpg", "cat": 1}\n{"image": "b.jpg", "dog": 1, "cat": 0}\n')
+    wide = create_dataset('table:{split}.jsonl', tmp_path, 'train')
+    assert wide.class_names == ['cat', 'dog'] and wide.targets().tolist() == [[1, -1], [0, 1]]
+
+
+def test_broken_tables_are_named(tmp_path):
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.jpg')
+    (tmp_path / 'train.csv').write_text('image,cat,cat\na.jpg,1,0\n')
+    with pytest.raises(InputError, match="several columns 'cat'"):
+        create_dataset('table:{split}.csv', tmp_path, 'train')
+    (tmp_path / 'train.jsonl').write_text('{"image": {"bytes": "x"}, "labels": ["cat"]}\n')
+    with pytest.raises(InputError, match='line 1: .*is no path of an image'):
+        create_dataset('table:{split}.jsonl', tmp_path, 'train')
+    file = tmp_path / 'train.parquet'
+    datasets.Dataset.from_dict(dict(image=['a.jpg'] * 1000, labels=[['cat']] * 1000)).to_parquet(file)
+    content = bytearray(file.read_bytes())
+    content[4:40] = b'\xff' * 36
+    file.write_bytes(content)
+    with pytest.raises(InputError, match='train.parquet is not a Parquet file, or damaged'):
+        create_dataset('table:{split}.parquet', tmp_path, 'train')
+
+
+def test_class_lists_from_windows(tmp_path):
+    (tmp_path / 'classes.txt').write_bytes('\ufeffkatze\r\nhund\r\n'.encode())
+    assert read_class_names(tmp_path / 'classes.txt') == ['katze', 'hund']
+    (tmp_path / 'classes.txt').write_bytes('vögel\n'.encode('latin-1'))
+    with pytest.raises(InputError, match='not UTF-8'):
+        read_class_names(tmp_path / 'classes.txt')
+
+
+def test_shards_in_a_folder_with_brackets_and_windows_lines(coco_folder, tmp_path):
+    folder = tmp_path / 'set [1]'
+    folder.mkdir()
+    with tarfile.open(folder / 'train-0.tar', 'w') as archive:
+        archive.add(coco_folder / 'val2014' / '0.jpg', '0.jpg')
+        member = tarfile.TarInfo('0.txt')
+        member.size = 10
+        archive.addfile(member, io.BytesIO(b'cat\r\ndog\r\n'))
+    assert create_dataset('shards:{split}-*.tar', folder, 'train').class_names == ['cat', 'dog']
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda c: c['images'][1].update(id=c['images'][0]['id']), "several of 'images' have id 0"),
+    (lambda c: c['categories'][1].update(id=c['categories'][0]['id']), "several of 'categories' have id 3"),
+    (lambda c: c['categories'][1].update(name=c['categories'][0]['name']), "several of 'categories' have name"),
+    (lambda c: c['images'][1].update(id='one'), "some of 'images' have a number and some a text"),
+])
+def test_merged_coco_files_need_new_ids(coco_folder, tmp_path, change, words):
+    root = shutil.copytree(coco_folder, tmp_path / 'coco')
+    file = root / 'annotations' / 'instances_val2014.json'
+    content = json.loads(file.read_text())
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] > 1]
+    change(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=words):
+        read_coco(root, 'val2014')
 
 
 def write_devkit(root: Path, year: int, sets) -> None:

@@ -85,11 +85,13 @@ def predict_logits(
         process.
 
     Raises:
-        InputError: A logit is NaN.
+        InputError: A logit is NaN, or a stream has fewer images than its length says.
     """
     batches = [(logits.cpu(), targets.cpu()) for logits, targets in _gathered(model, loader, accelerator, description)]
     logits, targets = (torch.cat(parts) for parts in zip(*batches))
-    assert len(logits) == len(loader.dataset), f'{len(logits)} results for {len(loader.dataset)} images'
+    if len(logits) != len(loader.dataset):
+        raise InputError(
+            f'The data set gave {len(logits)} of {len(loader.dataset)} images: a stream needs its true val_length=.')
     sick = logits.isnan().any(dim=1)
     if sick.any():
         raise InputError(

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Iterator, Union
 
-__all__ = ['recover_folder', 'replace_folder', 'write_text', 'written_folder']
+__all__ = ['filled_folder', 'recover_folder', 'replace_folder', 'write_text', 'written_folder']
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -36,7 +36,10 @@ def write_text(file: Union[str, Path], text: str) -> None:
 
 @contextlib.contextmanager
 def written_folder(target: Union[str, Path]) -> Iterator[Path]:
-    """Yields an empty folder beside `target` and puts it in target's place if the block succeeds."""
+    """Yields an empty folder beside `target` and puts it in target's place if the block succeeds.
+
+    Whatever target holds is gone then: for folders that are this package's own.
+    """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
@@ -47,3 +50,17 @@ def written_folder(target: Union[str, Path]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def filled_folder(target: Union[str, Path]) -> Iterator[Path]:
+    """Yields an empty folder and moves its files into `target` if the block succeeds; what else is there stays."""
+    target = Path(target)
+    target.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix='.new.', dir=target))
+    try:
+        yield new
+        for file in new.iterdir():
+            os.replace(file, target / file.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

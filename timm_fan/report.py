@@ -20,7 +20,7 @@ from .figures import (
     plot_precision_recall,
     thumbnail,
 )
-from .files import written_folder
+from .files import filled_folder
 from .groups import GroupScores
 from .metrics import Figures, MultiLabelScores
 from .paper import paper_figures
@@ -153,7 +153,7 @@ def write_report(
     """Write report.html, which holds all pictures, the pictures beside it, metrics.json and per_class.csv.
 
     Args:
-        folder: Replaced as a whole.
+        folder: What else it holds stays.
         scores: Of `timm_fan.metrics.evaluate_logits`.
         logits: (N, num_classes) in the order of the data set.
         targets: As they were evaluated, (N, num_classes).
@@ -171,7 +171,7 @@ def write_report(
     Raises:
         InputError: matplotlib or jinja2 is not installed.
     """
-    with written_folder(folder) as new:
+    with filled_folder(folder) as new:
         content = dict(data=data, split=split, weights=weights, **scores.to_dict())
         if intervals:
             content['intervals'] = {name: asdict(i) for name, i in intervals.items()}

@@ -10,7 +10,7 @@ import torch
 
 from .data import UNREADABLE, MultiLabelDataset
 from .data.dataset import decode
-from .files import written_folder
+from .files import filled_folder
 
 __all__ = ['DatasetStatistics', 'ImageScan', 'class_scales', 'co_occurrence', 'correlated_classes', 'describe',
            'draw_statistics', 'scan_images']
@@ -120,7 +120,7 @@ def draw_statistics(folder: Union[str, Path], dataset: MultiLabelDataset, max_cl
     Of more than `max_classes` classes the most frequent are drawn.
 
     Args:
-        folder: Replaced as a whole.
+        folder: What else it holds stays.
     """
     from .figures import pyplot
 
@@ -139,7 +139,7 @@ def draw_statistics(folder: Union[str, Path], dataset: MultiLabelDataset, max_cl
         figure.savefig(file, dpi=110)
         plt.close(figure)
 
-    with written_folder(folder) as new:
+    with filled_folder(folder) as new:
         bars([statistics.present[i] for i in order], f'Images of each class, of {len(dataset)}', 'images',
              new / 'frequencies.png', log=True)
         if statistics.scales is not None:

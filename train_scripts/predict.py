@@ -128,6 +128,8 @@ class OnnxPredictor:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith('I;16'):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
             logits = self.session.run(None, {'image': self.transform(image.convert('RGB'))})[0][0]
         return 1 / (1 + np.exp(-logits))
 

@@ -9,11 +9,14 @@ config.yaml, run.json (machine, versions, time), train.log, history.csv, best/ a
 checkpoints/ (to resume), report/, and bad_samples.jsonl where images could not be read.
 """
 import argparse
+import atexit
 import copy
 import csv
 import functools
 import json
 import logging
+import math
+import multiprocessing
 import shlex
 import signal
 import sys
@@ -66,6 +69,17 @@ _logger = logging.getLogger('train')
 
 CONFIGS = Path(__file__).parent / 'configs'
 EXIT_STOPPED = 75  # EX_TEMPFAIL: SIGTERM or SIGUSR1 came, the state is saved
+# lowest and highest value of options
+RANGES = {
+    **dict.fromkeys(
+        ('epochs', 'batch_size', 'grad_accum_steps', 'keep', 'val_interval', 'img_size', 'lr_base_size'),
+        (1, math.inf)),
+    **dict.fromkeys(
+        ('lr', 'backbone_lr', 'weight_decay', 'warmup_epochs', 'clip_grad', 'mixup', 'cutmix', 'workers',
+         'checkpoint_every'), (0, math.inf)),
+    **dict.fromkeys(('ema_decay', 'mixup_prob', 'min_crop', 'max_bad_samples'), (0, 1)),
+    'smoothing': (0, 0.99), 'seed': (0, 2 ** 32 - 1),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -161,6 +175,8 @@ def parse_args() -> argparse.Namespace:
     # options of the file stand in front of the command line's, so argparse checks both alike
     options = {action.dest: action for action in parser._actions}
     config_kwargs = config.pop('model_kwargs', None) or {}
+    if not isinstance(config_kwargs, dict):
+        raise InputError(f'{file}: model_kwargs must hold argument: value, got {config_kwargs!r}.')
     front = []
     for key, value in config.items():
         if key not in options or key in ('config', 'help'):
@@ -169,6 +185,8 @@ def parse_args() -> argparse.Namespace:
             continue
         flag = options[key].option_strings[0]
         if isinstance(options[key], argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                raise InputError(f'{file}: {key} is true or false, got {value!r}.')
             front.append(flag if value else f'--no-{flag[2:]}')
         else:
             front.append(f'{flag}={value}')
@@ -178,9 +196,17 @@ def parse_args() -> argparse.Namespace:
     args.config = str(file)
     if args.output is None:
         # a run's own config.yaml repeats it beside it
-        args.output = f'{file.parent}-again' if (file.parent / 'run.json').is_file() else f'runs/{file.stem}'
+        folder = file.parent.resolve() if file.parent.name in ('', '..') else file.parent
+        args.output = f'{folder}-again' if (folder / 'run.json').is_file() else f'runs/{file.stem}'
     if args.resume and args.resume != 'auto':
+        if '--output' in given:
+            raise InputError(f'--resume {args.resume} goes on in that folder: leave --output out.')
         args.output = args.resume
+    for key, (lowest, highest) in RANGES.items():
+        value = getattr(args, key)
+        if value is not None and not lowest <= value <= highest:
+            wanted = f'at least {lowest}' if highest == math.inf else f'{lowest} to {highest}'
+            raise InputError(f'--{key.replace("_", "-")} must be {wanted}, got {value}.')
     if args.backbone_lr is None:
         args.backbone_lr = args.lr
     if args.lr_base_size:
@@ -188,9 +214,6 @@ def parse_args() -> argparse.Namespace:
         if any(name in args.opt.lower() for name in ('ada', 'lamb')):
             scale **= 0.5
         args.lr, args.backbone_lr, args.lr_base_size = args.lr * scale, args.backbone_lr * scale, None
-    for key in ('epochs', 'batch_size', 'grad_accum_steps', 'keep', 'val_interval'):
-        if getattr(args, key) < 1:
-            raise InputError(f'--{key.replace("_", "-")} must be at least 1, got {getattr(args, key)}.')
     if args.sched == 'plateau' and args.val_interval > 1:
         raise InputError(f'--sched plateau looks at every epoch, not with --val-interval {args.val_interval}.')
     if args.decode == 'device' and args.aa:
@@ -213,6 +236,8 @@ def parse_model_kwargs(pairs: List[str]) -> Dict[str, Any]:
 
 def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     kwargs = dict(args.model_kwargs)
+    if 'num_classes' in kwargs or kwargs.get('in_chans', 3) != 3:
+        raise InputError('--model-kwargs: the data give num_classes, and images of three channels.')
     if args.model.startswith('fan'):
         if args.img_size:
             kwargs.setdefault('img_size', args.img_size)
@@ -224,7 +249,12 @@ def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     elif args.backbone or args.backbone_weights:
         raise InputError(f"--backbone and --backbone-weights go with a fan model, not with --model '{args.model}'.")
     pretrained = ':' in args.model or (args.pretrained_backbone and not args.model.startswith('fan'))
-    model = create_model(args.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    try:
+        model = create_model(args.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except InputError:
+        raise
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"'{args.model}' with --model-kwargs {args.model_kwargs}: {error}") from error
     config = get_model_input_config(model)
     if args.img_size and config['fixed_input_size'] and config['input_size'][1:] != (args.img_size, args.img_size):
         if not hasattr(model, 'set_input_size'):
@@ -283,6 +313,7 @@ def train_one_epoch(
     batches = skip_first_batches(loader, first) if first else loader
     loss_sum = torch.full((), progress.loss_sum, device=accelerator.device)
     without_positive = torch.zeros((), device=accelerator.device)
+    step = first - 1
     bar = tqdm(batches, desc=f'epoch {epoch + 1}/{args.epochs}', initial=first, total=len(loader), leave=False)
     for step, (images, targets, *indices) in enumerate(bar, start=first):
         seed_step(args.seed, epoch, step, accelerator.process_index)
@@ -324,6 +355,10 @@ def train_one_epoch(
             save()
         if stop:
             stop_for_signal(accelerator, args.output)
+    if step + 1 < len(loader):
+        raise InputError(
+            f'The training data ended after {step + 1} of {len(loader)} batches: a stream needs its true'
+            ' train_length=.')
     count = int(accelerator.reduce(without_positive, reduction='sum'))
     if count:
         _logger.warning(
@@ -374,6 +409,32 @@ def continued(record: Dict[str, Any], file: Path) -> Dict[str, Any]:
     if earlier.get('data') != record['data']:
         _logger.warning('the data is not what %s was begun with: other images, labels or classes', file.parent)
     return {**record, 'earlier': [*earlier.pop('earlier', []), earlier]}
+
+
+def check_unchanged(args: argparse.Namespace, output: Path) -> None:
+    """Raises an InputError where a resumed run's options do not fit the state of its optimizer."""
+    try:
+        before = yaml.safe_load((output / 'config.yaml').read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return
+    rates = ('lr', 'backbone_lr') if args.sched == 'plateau' else ()
+    for key in ('opt', 'sched', 'weight_decay', *rates):
+        if isinstance(before, dict) and before.get(key, getattr(args, key)) != getattr(args, key):
+            raise InputError(
+                f'--resume: {output} was begun with --{key.replace("_", "-")} {before[key]}, it cannot go on with'
+                f' {getattr(args, key)}. Begin a new run with --model local-dir:{output}/best.')
+
+
+def ignore_sigterm(_worker: int) -> None:
+    """Of a data loader: schedulers signal all processes of a job, and the main one still needs its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    """At the exit, where multiprocessing would send SIGTERM and wait."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes it for a failure
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def stop_for_signal(accelerator: Accelerator, output: str) -> None:
@@ -445,6 +506,7 @@ def main() -> None:
     class_names = train_set.class_names
     updates_per_epoch = len(train_set) // args.batch_size
     if checkpoint:
+        check_unchanged(args, output)
         progress = read_progress(checkpoint, class_names, updates_per_epoch)
     else:
         progress = Progress(class_names, updates_per_epoch, accelerator.num_processes)
@@ -478,8 +540,13 @@ def main() -> None:
         model = convert_sync_batchnorm(model)
     if not sharded:  # FSDP takes contiguous parameters only
         model = model.to(memory_format=torch.channels_last)
-    train_set.transform = create_transform(
-        **data_config, is_training=True, scale=(args.min_crop, 1.), auto_augment=args.aa)
+    try:
+        train_set.transform = create_transform(
+            **data_config, is_training=True, scale=(args.min_crop, 1.), auto_augment=args.aa)
+    except (AssertionError, ValueError) as error:
+        if not args.aa:
+            raise
+        raise InputError(f"--aa '{args.aa}' is no auto-augment of timm's, rand-m7-mstd0.5 is one.") from error
     val_set.transform = create_transform(**data_config)
     stream = isinstance(train_set, IterableDataset)
     decoder = None
@@ -491,10 +558,6 @@ def main() -> None:
 
     output.mkdir(parents=True, exist_ok=True)
     setup_logging(accelerator, output)
-    if accelerator.is_main_process:
-        write_text(
-            output / 'config.yaml', yaml.safe_dump(
-                {k: v for k, v in vars(args).items() if k not in ('config', 'output', 'resume')}))
     parameters = sum(p.numel() for p in model.parameters())
     record = dict(
         command=shlex.join(sys.argv), **environment(accelerator.device, accelerator.num_processes),
@@ -519,6 +582,7 @@ def main() -> None:
         limit = max(10, int(args.max_bad_samples * len(dataset)))
         dataset.on_unreadable = functools.partial(bad_samples.add, split, limit)
 
+    atexit.register(kill_workers)
     # every epoch has whole batches only, so that a step is the same whatever the number of processes
     images_per_epoch = updates_per_epoch * args.batch_size
     if stream:
@@ -526,7 +590,7 @@ def main() -> None:
         args.workers = min(args.workers, 1)  # more would each cut the epoch short on their own
     workers = dict(
         num_workers=args.workers, persistent_workers=args.workers > 0 and not stream,
-        pin_memory=accelerator.device.type == 'cuda')
+        pin_memory=accelerator.device.type == 'cuda', worker_init_fn=ignore_sigterm)
     sampler = None if stream else RandomSampler(train_set, num_samples=images_per_epoch)
     samples = EncodedImages(train_set, decoder.crop) if decoder else train_set
     train_loader = DataLoader(
@@ -590,6 +654,10 @@ def main() -> None:
             if accelerator.is_main_process:
                 recover_folder(output / name)
 
+    if accelerator.is_main_process:  # of a resumed run only now that it is known to go on
+        write_text(
+            output / 'config.yaml', yaml.safe_dump(
+                {k: v for k, v in vars(args).items() if k not in ('config', 'output', 'resume')}))
     watch = Watch(accelerator, args.non_finite, name=str if stream else train_set.images.name)
     for name in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, lambda *_: setattr(watch, 'stop', True))

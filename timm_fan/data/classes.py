@@ -21,12 +21,15 @@ def read_class_names(file: Union[str, Path]) -> List[str]:
     """Class names, one a line, in the order of the class indices.
 
     Raises:
-        InputError: The file is missing or empty, or names a class twice.
+        InputError: The file is missing, empty or no UTF-8 text, or names a class twice.
     """
     file = Path(file)
     if not file.is_file():
         raise InputError(f'No class list {file}.')
-    names = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f'{file} is not UTF-8 text ({error}).') from error
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not names:
         raise InputError(f'{file} ' + (f'names twice: {", ".join(twice)}.' if twice else 'names no class.'))
@@ -38,6 +41,10 @@ def value_of_unlisted(unlisted: str) -> float:
     if unlisted not in ('absent', 'unknown'):
         raise InputError(f"unlisted='{unlisted}' is neither absent nor unknown.")
     return UNKNOWN if unlisted == 'unknown' else 0.
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
 def index_labels(
@@ -59,7 +66,7 @@ def index_labels(
     """
     problems = list(problems)
     if class_names is None:
-        labels = {label for row in rows for group in row[1:] for label in group}
+        labels = {label for row in rows for group in row[1:] for label in group if _is_label(label)}
         numbers = [label for label in labels if isinstance(label, int)]
         if numbers and len(numbers) < len(labels):
             raise InputError(f'{source} has both names and class indices as labels.')
@@ -71,6 +78,9 @@ def index_labels(
         for group in row[1:]:
             found = []
             for label in group:
+                if not _is_label(label):
+                    problems.append(f'{row.where}: {label!r:.60} is neither a name nor a class index')
+                    continue
                 i = label if isinstance(label, int) else index.get(label)
                 if i is None or not 0 <= i < len(class_names):
                     problems.append(f"{row.where}: '{label}' is not one of the {len(class_names)} classes")

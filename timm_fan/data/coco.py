@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
@@ -23,7 +24,7 @@ _REQUIRED = {
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, str))
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
 def _is_box(value: Any) -> bool:
@@ -54,6 +55,13 @@ def _load(file: Path) -> COCO:
                 if not _CHECKS[field](entry[field]):
                     raise InputError(f"{file}: entry {number} of '{key}' has {field} {entry[field]!r:.80}.")
 
+    for key, field in (('images', 'id'), ('categories', 'id'), ('categories', 'name')):
+        counts = Counter(entry[field] for entry in content[key])
+        twice = [value for value, count in counts.items() if count > 1]
+        if twice:
+            raise InputError(f"{file}: several of '{key}' have {field} {twice[0]!r}. Merged files need new ones.")
+        if len({type(value) for value in counts}) > 1:
+            raise InputError(f"{file}: some of '{key}' have a number and some a text as {field}.")
     category_ids = {category['id'] for category in content['categories']}
     image_ids = {image['id'] for image in content['images']}
     for annotation in content['annotations']:

@@ -66,12 +66,19 @@ def load_image(source: Union[Path, BinaryIO]) -> Image.Image:
                 raise ValueError(f'{image.width} x {image.height} pixels are a line and no image')
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            image = _to_8_bits(image)
+            image = _on_white(_to_8_bits(image))
             return image if image.mode == 'RGB' else image.convert('RGB')  # which would copy it
     except UNREADABLE:
         raise
     except Exception as error:  # Pillow's plugins raise what they like on damaged files
         raise OSError(f'{type(error).__name__}: {error}') from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """What is transparent, as most programs show it: the pixels there are mostly black."""
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

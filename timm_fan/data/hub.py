@@ -28,7 +28,8 @@ def _content(value: Optional[Dict[str, Any]], folders: Sequence[str]) -> bytes:
         raise OSError('no image')
     if value.get('bytes') is not None:
         return value['bytes']
-    path = os.path.abspath(value['path'])
+    paths = [os.path.abspath(os.path.join(folder, value['path'])) for folder in folders]
+    path = next(filter(os.path.isfile, paths), os.path.abspath(value['path']))
     if not any(path.startswith(os.path.join(folder, '')) for folder in folders):
         raise OSError('the file lies outside of the data set')
     return Path(path).read_bytes()
@@ -236,7 +237,9 @@ def read_hub(
             continue
         if own_names and class_names is not None:
             # by name: the model's order may be another
-            present = [own_names[label] if isinstance(label, int) else label for label in present]
+            present = [
+                own_names[label] if isinstance(label, int) and 0 <= label < len(own_names) else label
+                for label in present]
         rows.append(Labelled(f'row {i}', present))
     names, indexed = index_labels(f'hub:{name}', rows, class_names or own_names, problems)
     images = HubImages(opened, image, folders)

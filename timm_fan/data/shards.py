@@ -22,7 +22,8 @@ def expand_shards(pattern: str) -> List[str]:
     """`a-{000..127}.tar` -> its 128 names in order; a pattern with * or ? -> the files that match, sorted."""
     found = re.search(r'\{(\d+)\.\.(\d+)\}', pattern)
     if not found:
-        return sorted(glob.glob(pattern)) if re.search(r'[*?]', pattern) else [pattern]
+        # brackets may stand in a folder's name
+        return sorted(glob.glob(pattern.replace('[', '[[]'))) if re.search(r'[*?]', pattern) else [pattern]
     first, last = found.groups()
     names = [f'{i:0{len(first)}d}' for i in range(int(first), int(last) + 1)]
     return [name for n in names for name in expand_shards(pattern[:found.start()] + n + pattern[found.end():])]
@@ -79,14 +80,17 @@ def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Sequence[Any], ...], Samp
     """What stands beside an image: its labels, and its objects as those of a Sample."""
     if suffix == 'json':
         entry = json.loads(content)
-        groups = tuple(entry[k] if k == 'labels' else entry.get(k, ()) for k in ('labels', 'absent', 'unknown'))
+        groups = entry['labels'], entry.get('absent', []), entry.get('unknown', [])
+        if not all(isinstance(group, list) for group in groups):
+            raise ValueError(f'labels, absent and unknown must be lists, got {groups!r:.80}')
         boxes, box_labels = np.asarray(entry.get('boxes', ()), float).reshape(-1, 4), entry.get('box_labels', ())
         if len(boxes) != len(box_labels) or not all(isinstance(i, int) for i in box_labels):
             raise ValueError(f'box_labels must hold a class index for each of {len(boxes)} boxes, got {box_labels}')
         return groups, Sample('', (), boxes, box_labels, size=entry.get('size'))
     text = content.decode()
-    groups = ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t] if suffix == 'cls' else text.split('\n'),)
-    return groups, Sample('', ())
+    if suffix == 'cls':
+        return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],), Sample('', ())
+    return ([line.strip() for line in text.splitlines()],), Sample('', ())
 
 
 def read_shards(

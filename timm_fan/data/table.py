@@ -1,8 +1,9 @@
 """Tables: CSV, TSV, JSON lines or Parquet with an image path and labels on each line."""
 import csv
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from timm_fan.errors import InputError, raise_problems
 
@@ -15,6 +16,7 @@ IMAGE_COLUMNS = ('image', 'file', 'file_name', 'filename', 'path', 'image_path')
 LABEL_COLUMNS = ('labels', 'label', 'tags')
 # of a column that belongs to no class
 OTHER_COLUMNS = ('id', 'split', 'width', 'height')
+JSON_LINES = ('.jsonl', '.ndjson')
 VALUES = {'1': 1, '0': 0, '-1': -1, '': -1}
 
 
@@ -24,6 +26,9 @@ def _rows(file: Path, problems: List[str]) -> Iterator[Tuple[str, Dict[str, Any]
     if kind in ('.csv', '.tsv'):
         with open(file, newline='', encoding='utf-8-sig') as stream:
             reader = csv.DictReader(stream, delimiter='\t' if kind == '.tsv' else ',', strict=True)
+            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise InputError(f'{file} has several columns {twice[0]!r}.')
             while True:
                 try:
                     row = next(reader)
@@ -38,7 +43,7 @@ def _rows(file: Path, problems: List[str]) -> Iterator[Tuple[str, Dict[str, Any]
                     problems.append(f'{where}: {cells} cells, the header has {len(reader.fieldnames)}')
                 else:
                     yield where, row
-    elif kind in ('.jsonl', '.ndjson'):
+    elif kind in JSON_LINES:
         with open(file, encoding='utf-8') as stream:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
@@ -59,14 +64,11 @@ def _rows(file: Path, problems: List[str]) -> Iterator[Tuple[str, Dict[str, Any]
         except ImportError as error:
             raise InputError('Parquet needs pyarrow: pip install "timm-fan[data]".') from error
         try:
-            table = parquet.ParquetFile(file)
-        except pyarrow.ArrowInvalid as error:
-            raise InputError(f'{file} is not a Parquet file ({error}).') from error
-        number = 0
-        for batch in table.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f'row {number}', row
+            rows = [row for batch in parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist()]
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f'{file} is not a Parquet file, or damaged ({error}).') from error
+        for number, row in enumerate(rows, 1):
+            yield f'row {number}', row
     else:
         raise InputError(f'{file}: a table is .csv, .tsv, .jsonl or .parquet, not {kind or "without extension"}.')
 
@@ -84,12 +86,16 @@ def _separator(texts: Sequence[Any]) -> str:
     return next((s for s in '|;,' if any(isinstance(t, str) and s in t for t in texts)), ' ')
 
 
-def _split(value: Any, separator: str) -> List[Any]:
+def _split(value: Any, separator: str, names: Container[str]) -> List[Any]:
     if value is None:
         return []
     if isinstance(value, (list, tuple)):
         return list(value)
-    return [part.strip() for part in str(value).split(separator) if part.strip()]
+    if isinstance(value, (dict, bool)):
+        return [value]
+    text = str(value).strip()
+    # another split may show the separator, and this one just names of several words
+    return [text] if text in names else [part.strip() for part in text.split(separator) if part.strip()]
 
 
 def read_table(
@@ -134,7 +140,9 @@ def read_table(
     if not lines:
         raise_problems(str(file), problems)
         raise InputError(f'{file} has no line.')
-    columns = list(lines[0][1])
+    # objects may leave keys out
+    named = [row for _, row in lines] if file.suffix.lower() in JSON_LINES else [lines[0][1]]
+    columns = list(dict.fromkeys(column for row in named for column in row))
     image_column = _column(columns, image, IMAGE_COLUMNS, file, 'image')
     if image_column is None:
         raise InputError(
@@ -145,7 +153,9 @@ def read_table(
     first_line: Dict[str, str] = {}
     paths, rows = [], []
     if label_column is not None:
-        sep = sep or _separator([row.get(label_column) for _, row in lines])
+        label_columns = (label_column, 'absent', 'unknown')
+        sep = sep or _separator([row.get(column) for _, row in lines for column in label_columns])
+        names = frozenset(class_names or ())
     else:
         if class_names is None:
             class_names = [c for c in columns if c != image_column and c not in OTHER_COLUMNS]
@@ -154,25 +164,25 @@ def read_table(
             raise InputError(f'{file} has no column for {len(absent)} of {len(class_names)} classes: {absent[0]}, ...')
     for where, row in lines:
         path = row.get(image_column)
-        if not path:
-            problems.append(f'{where}: no image')
+        if not path or not isinstance(path, str):
+            problems.append(f'{where}: no image' if not path else f'{where}: {path!r:.60} is no path of an image')
             continue
         if path in first_line:
             problems.append(f'{where}: image {path} stands on {first_line[path]} already')
             continue
         if label_column is not None:
-            groups = [_split(row.get(k), sep) for k in (label_column, 'absent', 'unknown')]
+            groups = [_split(row.get(column), sep, names) for column in label_columns]
         else:
             groups = [[], [], []]
             for name in class_names:
-                value = row[name]
+                value = row.get(name)
                 value = VALUES.get('' if value is None else str(value).strip().removesuffix('.0'))
                 if value is None:
-                    problems.append(f"{where}: '{row[name]}' in column {name} is none of 1, 0, -1, empty")
+                    problems.append(f"{where}: '{row.get(name)}' in column {name} is none of 1, 0, -1, empty")
                 elif value:  # what is not listed is absent
                     groups[0 if value == 1 else 2].append(name)
         first_line[path] = where
-        paths.append(str(path))
+        paths.append(path)
         rows.append(Labelled(where, *groups))
 
     files = ImageFiles(images or file.parent, paths)

@@ -50,7 +50,11 @@ def read_voc(
 
     class_index = {name: i for i, name in enumerate(VOC_CLASSES)}
     samples, problems = [], []
-    for line in names.read_text().splitlines():
+    try:
+        lines = names.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f'{names} is not UTF-8 text ({error}).') from error
+    for line in lines:
         if not line.strip():
             continue
         name = line.split()[0]
@@ -60,7 +64,7 @@ def read_voc(
         file = folder / 'Annotations' / f'{name}.xml'
         try:
             samples.append(_read_annotation(file, f'JPEGImages/{name}.jpg', class_index, difficult))
-        except (OSError, ElementTree.ParseError, KeyError, ValueError, AttributeError) as error:
+        except (OSError, ElementTree.ParseError, KeyError, ValueError, AttributeError, TypeError) as error:
             problems.append(f'{file}: {type(error).__name__}: {error}')
     raise_problems(f'{names} cannot be read whole', problems, 'annotation')
     return MultiLabelDataset.from_samples(folder, samples, VOC_CLASSES, transform)

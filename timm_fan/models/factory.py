@@ -67,7 +67,7 @@ def save_model(
     """Write `model.safetensors` and a `config.json` that `timm.create_model('local-dir:FOLDER')` reads.
 
     The folder needs nothing else: the config holds the architecture, its arguments, the class names and the
-    preprocessing, and no path to backbone weights. It replaces an existing folder as a whole.
+    preprocessing, and no path to backbone weights. It replaces a model's folder as a whole.
 
     Args:
         model: A timm model from `create_model`, not wrapped by DDP or EMA.
@@ -77,8 +77,11 @@ def save_model(
         extra: More entries of config.json.
 
     Raises:
-        InputError: The weights cannot be written.
+        InputError: The weights cannot be written, or the folder holds something that is no model.
     """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / 'config.json').is_file():
+        raise InputError(f'{folder} holds other files, and no model to replace: choose a new folder.')
     # safetensors takes no channels_last
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     args = getattr(model, '_model_args', {})
