@@ -92,6 +92,16 @@ def test_mistakes(monkeypatch, capsys, coco_folder, tmp_path, grid):
     assert '--jobs' in error(grid, '--jobs', '0')
     grid.write_text(yaml.safe_dump({**GRID, 'reference': 'x'}))
     assert 'reference must be one of the rows' in error(grid)
+    for change, words in (
+            (dict(base=str(grid)), 'is its own base'),
+            (dict(options=['lr']), 'options must hold option: value'),
+            (dict(options={**OPTIONS, 'data_dir': 'x'}), 'must not hold data_dir'),
+            (dict(rows={'FAN': 'lr'}), "row 'FAN' must hold option: value"),
+            (dict(rows={'FAN': dict(model_kwargs=None)}), 'model_kwargs likewise'),
+            (dict(seeds='two'), 'seeds must be a whole number'),
+            (dict(rows={'FAN': {}, 'K<6': {}, 'K>6': {}}), "share the run folder 'K_6-")):
+        grid.write_text(yaml.safe_dump({**GRID, **change}))
+        assert words in error(grid)
     (tmp_path / 'tiny.jsonl').write_text('{')
     grid.write_text(yaml.safe_dump(GRID))
     assert 'tiny.jsonl is damaged' in error(grid)

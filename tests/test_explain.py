@@ -44,6 +44,31 @@ def test_token_models_are_refused():
         activation_maps(timm.create_model('test_vit', num_classes=3).eval(), torch.rand(3, 160, 160), [0])
 
 
+def test_maps_with_channels_last():
+    """Swin's; with its average pooling and linear layer, Grad-CAM is CAM."""
+    torch.manual_seed(0)
+    model = timm.create_model(
+        'swin_tiny_patch4_window7_224', depths=(1, 1, 1, 1), embed_dim=24, num_classes=3).eval()
+    image = torch.rand(3, 224, 224)
+    with torch.inference_mode():
+        cams = torch.einsum('hwc,kc->khw', model.forward_features(image[None])[0], model.head.fc.weight).relu()
+    index = cams.amax((1, 2)).argmax().item()
+    (cam,), _ = activation_maps(model, image, [index])
+    wanted = torch.nn.functional.interpolate(cams[index][None, None], (224, 224), mode='bilinear')[0, 0]
+    assert torch.allclose(cam, wanted / wanted.max(), atol=1e-4)
+
+
+def test_pictures_of_files_with_one_name(monkeypatch, tmp_path):
+    model = timm.create_model('fan', backbone='test_resnet', embed_dim=16, num_classes=3)
+    save_model(model, tmp_path / 'model', ['a', 'b', 'c'], dict(input_size=(3, 64, 64)))
+    files = [tmp_path / name / 'photo.png' for name in ('one', 'two')]
+    for file in files:
+        file.parent.mkdir()
+        Image.new('RGB', (70, 64)).save(file)
+    assert run_here(monkeypatch, 'explain', tmp_path / 'model', *files, '--output', tmp_path / 'maps') == 0
+    assert {p.name for p in (tmp_path / 'maps').iterdir()} == {'photo.png', 'photo-2.png'}
+
+
 def test_attention_is_that_of_the_layer():
     """Without the residual, attention times g(p4) is the CLN's output."""
     torch.manual_seed(0)

@@ -1,4 +1,5 @@
 """ONNX and torch.export programs against PyTorch, and predictions without it."""
+import importlib
 import json
 import os
 import subprocess
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from test_programs import SCRIPTS, run_here
 
+from timm_fan.data import load_image
 from timm_fan.data.scenes import PRESETS, draw_scene
 from timm_fan.models import save_model
 
@@ -63,6 +66,41 @@ def test_any_batch_and_image_size(monkeypatch, capsys, tmp_path, backbone, size,
     assert 'any image size' in out
     found = list(differences(folder, [(96, 96), (128, 64), (192, 224)], **kwargs))
     assert len(found) == 12 and max(found) < 1e-4
+
+
+@pytest.mark.parametrize('head', ['csra', 'ml_decoder', 'query2label'])
+def test_heads_of_rivals(monkeypatch, capsys, tmp_path, head):
+    model = timm.create_model(
+        'fan', backbone='test_resnet', frn=False, cln=False, head=head, num_classes=3,
+        head_args={} if head == 'csra' else dict(dim=16, num_heads=2)).eval()
+    save_model(model, tmp_path, NAMES, dict(input_size=(3, 64, 64)))
+    assert 'any batch' in export(monkeypatch, capsys, tmp_path, '--formats', 'torch')
+    program = torch.export.load(tmp_path / 'export' / 'model.pt2').module()
+    x = torch.rand(3, 3, 96, 64)
+    torch.testing.assert_close(program(x), model(x), atol=1e-4, rtol=0)
+
+
+def test_image_sizes_that_cannot_be_exported(monkeypatch, capsys, tmp_path):
+    folder = saved(tmp_path / 'model', 'test_resnet', 64)
+    for size in ('32', '72', '-32'):
+        assert run_here(monkeypatch, 'export', folder, '--img-size', size) == 2
+        assert '--img-size' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('values', [
+    np.linspace(0, 1, 64, dtype=np.float32), np.linspace(0, 65535, 64).astype(np.int32),
+    np.linspace(0, 65535, 64).astype(np.uint16)])
+def test_images_without_pytorch_are_the_same(monkeypatch, tmp_path, values):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    predict = importlib.import_module('predict')
+    Image.fromarray(np.tile(values, (48, 1))).save(tmp_path / 'grey.tif')
+    drawing = Image.new('RGBA', (8, 8), (0, 0, 0, 0))
+    drawing.save(tmp_path / 'empty.png')
+    for name in ('grey.tif', 'empty.png'):
+        assert predict.load_plain(tmp_path / name).tobytes() == load_image(tmp_path / name).tobytes()
+    Image.new('L', (3000, 2)).save(tmp_path / 'line.png')
+    with pytest.raises(ValueError, match='3000 x 2'):
+        predict.load_plain(tmp_path / 'line.png')
 
 
 def test_windowed_backbone_at_one_size(monkeypatch, capsys, tmp_path):

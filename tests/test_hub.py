@@ -17,8 +17,10 @@ from huggingface_hub import HfApi, ModelCard, RepoCard, constants, file_download
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from test_programs import ROOT, SCRIPTS, run_here
+from test_sources import write_table
 
 from timm_fan import InputError, hub
+from timm_fan.card import card_of_run, published_files
 from timm_fan.models import create_model, load_model, model_thresholds, save_model, save_thresholds
 
 CARDS = ROOT / 'hub_cards'
@@ -219,7 +221,7 @@ def other_shapes(folder: Path) -> bytes:
     ('architecture', 'Unknown model'),
     ('pickle', 'me/model: the file is damaged'),
     ('only_pickle', 'me/model: it lacks a file.*model.safetensors'),
-    ('thresholds', '2 thresholds for 3 classes'),
+    ('thresholds', 'must be 3 numbers'),
 ])
 def test_broken_repositories(server, tmp_path, damage, message):
     """One clear error each; and what would run on unpickling does not run."""
@@ -328,7 +330,6 @@ def test_default_tag_of_another_organisation(server, monkeypatch, tmp_path):
 
 
 def test_card_of_a_run(server, run_folder):
-    from timm_fan.card import card_of_run
     card = card_of_run(run_folder, 'me/model', CARDS / 'template.md')
     card.validate()
     metrics = json.loads((run_folder / 'report' / 'metrics.json').read_text())
@@ -348,8 +349,37 @@ def test_card_of_a_run(server, run_folder):
     assert str(run_folder) not in text
 
 
+def test_card_names_the_start_and_no_folder_of_this_machine(server, monkeypatch, coco_folder, run_folder, tmp_path):
+    data = write_table(coco_folder, tmp_path, 'csv').replace('table:', f'table:{tmp_path}/')
+    code = run_here(
+        monkeypatch, 'train', '--data', data, '--data-dir', tmp_path, '--model', f'local-dir:{run_folder / "best"}',
+        '--img-size', '64', '--epochs', '1', '--batch-size', '8', '--workers', '0', '--log-with', 'none', '--output',
+        tmp_path / 'tuned')
+    assert code == 0
+    files = published_files(tmp_path / 'tuned')
+    card = str(card_of_run(tmp_path / 'tuned', 'me/x', CARDS / 'template.md'))
+    texts = [content for name, content in files.items() if name.endswith(('.json', '.yaml', '.csv'))]
+    for content in (card.encode(), *(text if isinstance(text, bytes) else text.read_bytes() for text in texts)):
+        assert str(tmp_path).encode() not in content and str(coco_folder).encode() not in content
+    assert '| start | the weights of `local-dir:best` |' in card and 'license_name: unknown' in card
+    assert f'table:{{split}}.csv?images={coco_folder.name}&classes=classes.txt' in card
+
+
+def test_card_of_a_rivals_head(server, tmp_path):
+    save_model(tiny(head='csra'), tmp_path / 'model', NAMES, dict(input_size=(3, 64, 64)))
+    assert 'the head of CSRA' in str(card_of_run(tmp_path / 'model', 'me/x', CARDS / 'template.md'))
+    file = tmp_path / 'model' / 'config.json'
+    config = json.loads(file.read_text())
+    for key in ('label_names', 'pretrained_cfg'):
+        del config[key]
+        file.write_text(json.dumps(config))
+        if key == 'label_names':
+            assert 'holds no record' in str(card_of_run(tmp_path / 'model', 'me/x', CARDS / 'template.md'))
+    with pytest.raises(InputError, match='has no pretrained_cfg'):
+        card_of_run(tmp_path / 'model', 'me/x', CARDS / 'template.md')
+
+
 def test_card_takes_figures_of_its_own_weights_only(run_folder, tmp_path):
-    from timm_fan.card import card_of_run, published_files
     run = shutil.copytree(run_folder, tmp_path / 'run')
     tensors = load_file(run / 'best' / 'model.safetensors')
     save_file({k: v + 1 if k == 'head.fc.bias' else v for k, v in tensors.items()}, run / 'best' / 'model.safetensors')

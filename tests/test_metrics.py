@@ -313,6 +313,12 @@ def test_rare_classes_take_the_pooled_threshold():
         choose_thresholds(logits, targets, 'precision=2')
 
 
+def test_intervals_end_at_the_figures_bounds():
+    logits, targets = torch.tensor([[2., -2.], [2., 1.], [-2., -1.]]), torch.tensor([[1., 0.], [0., 1.], [0., 0.]])
+    for interval in bootstrap(logits, targets, samples=100).values():
+        assert 0 <= interval.low <= interval.high <= 1
+
+
 def test_bootstrap_weights_are_repeated_images():
     torch.manual_seed(0)
     logits, targets = torch.randn(30, 4).round(decimals=1), torch.randint(-1, 2, (30, 4)).float()

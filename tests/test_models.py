@@ -219,6 +219,29 @@ def test_pickles_and_broken_folders_are_refused(tmp_path):
         load_model(tmp_path / 'nowhere')
 
 
+@pytest.mark.parametrize('head', ['linear', 'csra', 'ml_decoder', 'query2label'])
+def test_heads_start_anew_for_other_classes(tmp_path, head):
+    model = tiny(embed_dim=16, head=head)
+    save_model(model, tmp_path / 'model', list('abcdefg'), data_config())
+    other = create_model(f'local-dir:{tmp_path / "model"}', pretrained=True, num_classes=5)
+    assert other(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+    assert torch.equal(other.backbone.net.conv1[0].weight, model.backbone.net.conv1[0].weight)
+
+
+@pytest.mark.parametrize('entries, words', [
+    (dict(label_names=['a', 'b']), 'names 2 labels for 7 classes'),
+    (dict(thresholds=0.4), 'must be 7 numbers'), (dict(thresholds=[0.5] * 6), 'must be 7 numbers'),
+    (dict(thresholds=[0.5] * 6 + [1.0]), 'must be 7 numbers'),
+    (dict(thresholds=[0.5] * 6 + ['a']), 'must be 7 numbers'),
+])
+def test_wrong_entries_of_a_config_are_named(tmp_path, entries, words):
+    save_model(tiny(), tmp_path / 'model', list('abcdefg'), data_config())
+    file = tmp_path / 'model' / 'config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), **entries}))
+    with pytest.raises(InputError, match=words):
+        load_model(tmp_path / 'model')
+
+
 def test_save_takes_no_other_folder_for_a_models(tmp_path):
     (tmp_path / 'thesis.txt').write_text('precious')
     with pytest.raises(InputError, match='holds other files'):

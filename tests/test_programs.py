@@ -1,5 +1,6 @@
 """The programs as a user runs them: on the command line, on small drawn scenes."""
 import csv
+import importlib
 import importlib.util
 import json
 import os
@@ -192,7 +193,45 @@ def test_thresholds_are_kept_and_applied(monkeypatch, capsys, run_folder, coco_f
         assert word in capsys.readouterr().err
     (folder / 'config.json').write_text(json.dumps({**config, 'thresholds': [0.5]}))
     assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014') == 2
-    assert '1 thresholds for 6 classes' in capsys.readouterr().err
+    assert 'must be 6 numbers' in capsys.readouterr().err
+
+
+def test_thresholds_survive_data_that_cannot_be_evaluated(monkeypatch, capsys, run_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    names = json.loads((folder / 'config.json').read_text())['label_names']
+    Image.new('RGB', (48, 48)).save(tmp_path / 'a.png')
+    (tmp_path / 'val.csv').write_text(','.join(['image', *names]) + '\na.png' + ',-1' * len(names) + '\n')
+    before = (folder / 'config.json').read_text()
+    for options in (['--choose-thresholds', 'class-f1'], [], ['--binned']):
+        code = run_here(
+            monkeypatch, 'validate', folder, '--data', 'table', '--data-dir', tmp_path, '--workers', '0', *options)
+        assert code == 2 and 'No label of the data set is known' in capsys.readouterr().err
+    assert (folder / 'config.json').read_text() == before
+
+
+@pytest.mark.parametrize('options', [
+    ['--binned', '--report', 'x'], ['--binned', '--json'], ['--choose-thresholds', 'class-f1', '--threshold', '0.4'],
+    ['--batch-size', '0'], ['--workers', '-1'], ['--bootstrap', '-1']])
+def test_options_of_validate_that_would_do_nothing(monkeypatch, capsys, run_folder, options):
+    assert run_here(monkeypatch, 'validate', run_folder, *options) == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_class_names_of_digits_are_names_too(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'label_names': list('012345')}))
+    assert run_here(monkeypatch, 'validate', folder, '--data', 'coco2014', '--data-dir', coco_folder) == 2
+    assert "Class 0 is '0' in the model" in capsys.readouterr().err
+
+
+def test_weights_as_model_arguments(monkeypatch, lite0_weights):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    train = importlib.import_module('train')
+    options = ['--backbone', 'tf_efficientnet_lite0', '--model-kwargs', f'backbone_weights={lite0_weights}']
+    monkeypatch.setattr(sys, 'argv', ['train.py', *options])
+    model = train.build_model(train.parse_args(), 3)
+    assert torch.equal(model.backbone.net.conv_stem.weight, load_file(lite0_weights)['conv_stem.weight'])
 
 
 def test_comparison_of_two_runs(monkeypatch, capsys, run_folder, coco_folder):
@@ -383,6 +422,16 @@ def test_a_file_in_the_way(monkeypatch, capsys, coco_folder, tmp_path):
     (tmp_path / 'run').write_text('mine')
     assert run_here(monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'run') == 2
     assert 'run: File exists' in capsys.readouterr().err and (tmp_path / 'run').read_text() == 'mine'
+
+
+def test_workers_give_no_image_of_a_stream_twice(monkeypatch, capsys, coco_folder, run_folder, tmp_path):
+    data = f'{write_hub(coco_folder, tmp_path, "parquet")}?streaming=true&val_length=10'
+    options = ['--data', data, '--data-dir', tmp_path, '--bootstrap', '0', '--json']
+    found = []
+    for workers in ('0', '2'):
+        assert run_here(monkeypatch, 'validate', run_folder, *options, '--workers', workers) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1] and found[0]['num_images'] == 10
 
 
 def test_streams_shorter_than_they_say(monkeypatch, capsys, coco_folder, tmp_path):

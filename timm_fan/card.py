@@ -1,6 +1,7 @@
 """Model cards of the Hub, filled from what a run folder knows."""
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Union
 
@@ -27,6 +28,7 @@ _LOCAL_OPTIONS = ('config', 'data_dir', 'output', 'log_with', 'workers')
 _HUB_LICENCES = (
     'apache-2.0', 'mit', 'bsd-3-clause', 'bsd-2-clause', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc0-1.0',
     'gemma', 'apple-ascl', 'apple-amlr')
+_HEADS = {'csra': 'CSRA', 'ml_decoder': 'ML-Decoder', 'query2label': 'Query2Label'}
 _FIGURES = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 
 
@@ -91,12 +93,13 @@ def _describe(
     model = timm.create_model(architecture, **{**args, 'num_classes': num_classes, 'device': 'meta'}).eval()
     facts = dict(
         architecture=architecture, num_classes=num_classes, input_size=list(input_size), embed_dim=None, without='',
-        backbone=architecture, backbone_repo=None, backbone_licence=None, cost=count_cost(model, input_size))
+        head=None, backbone=architecture, backbone_repo=None, backbone_licence=None, cost=count_cost(model, input_size))
     if isinstance(model, FAN):
         parts = {'feature refinement (FRN)': model.frn, 'correlation learning (CLN)': model.cln}
         facts.update(
             backbone=model.backbone.name, embed_dim=model.embed_dim if model.frn is not None else None,
-            without=' and '.join(name for name, part in parts.items() if part is None))
+            without=' and '.join(name for name, part in parts.items() if part is None),
+            head=_HEADS.get(args.get('head')))
     cfg = get_pretrained_cfg(facts['backbone'])
     if cfg is not None and cfg.hf_hub_id:
         facts.update(backbone_repo=cfg.hf_hub_id, backbone_licence=cfg.license)
@@ -120,13 +123,21 @@ def _thresholds(metrics: Dict[str, Any]) -> str:
     return f'{used.pop():g}' if len(used) == 1 else 'one for each class'
 
 
+def _without_folders(value: str) -> str:
+    """A --data whose absolute paths keep their last part only: the rest says nothing on other machines."""
+    return re.sub(r'(?<=[:=])/[^?&]*/', '', value)
+
+
 def _training_options(run_folder: Path) -> Dict[str, Any]:
     options = yaml.safe_load((run_folder / 'config.yaml').read_text())
     options = {k: v for k, v in options.items() if k not in _LOCAL_OPTIONS}
-    for key in ('backbone_weights', 'model'):
-        if options.get(key):  # a path of this machine says nothing elsewhere
-            scheme, colon, rest = options[key].rpartition(':')
-            options[key] = scheme + colon + Path(rest).name if '/' in rest and scheme != 'hf-hub' else options[key]
+    for place in (options, options.get('model_kwargs') or {}):
+        for key in ('backbone_weights', 'model'):
+            if place.get(key):  # likewise
+                scheme, colon, rest = place[key].rpartition(':')
+                place[key] = scheme + colon + Path(rest).name if '/' in rest and scheme != 'hf-hub' else place[key]
+    if 'data' in options:
+        options['data'] = _without_folders(options['data'])
     return options
 
 
@@ -148,7 +159,9 @@ def _read_json(file: Path) -> Optional[Dict[str, Any]]:
 def _metrics_of(run_folder: Path, weights: Path) -> Optional[Dict[str, Any]]:
     """The evaluation of these very weights, if the run folder holds one."""
     metrics = _read_json(run_folder / 'report' / 'metrics.json')
-    return metrics if metrics and metrics.get('weights') == file_sha256(weights) else None
+    if not metrics or metrics.get('weights') != file_sha256(weights):
+        return None
+    return {**metrics, 'data': _without_folders(metrics['data'])} if metrics.get('data') else metrics
 
 
 def _history(run_folder: Path) -> List[Dict[str, str]]:
@@ -233,19 +246,28 @@ def card_of_run(
     folder = model_folder(folder)
     run_folder = _run_folder(folder)
     config = _read_json(folder / 'config.json')
+    for key in ('architecture', 'num_classes', 'pretrained_cfg'):
+        if not isinstance(config, dict) or key not in config:
+            raise InputError(f"{folder / 'config.json'} has no {key}: it is not that of a timm model.")
     cfg = config['pretrained_cfg']
     network = _describe(
         config['architecture'], config.get('model_args', {}), config['num_classes'], cfg['input_size'])
     options = _training_options(run_folder) if run_folder else {}
     metrics = _metrics_of(run_folder, folder / WEIGHTS_NAME) if run_folder else None
     data = (metrics or {}).get('data') or options.get('data', '')
-    pretrained = bool(options.get('pretrained_backbone') or options.get('backbone_weights'))
+    sources = {**options, **(options.get('model_kwargs') or {})}
+    pretrained = bool(sources.get('pretrained_backbone') or sources.get('backbone_weights'))
+    start = sources['model'] if ':' in sources.get('model', '') else None  # a model that was fine-tuned
     if licence is None:
-        licence = (network['backbone_licence'] or 'unknown') if pretrained else 'apache-2.0'
+        began = 'unknown' if start else network['backbone_licence'] or 'unknown'
+        licence = began if start or pretrained else 'apache-2.0'
     return _render(
         template, repo, network, licence, data, _data_source(data, data_licence), metrics,
-        base_model=network['backbone_repo'] if pretrained else None,
-        label_names=config['label_names'], preprocessing=cfg, pretrained=pretrained,
+        base_model=(
+            start.removeprefix('hf-hub:').partition('@')[0] if start and start.startswith('hf-hub:')
+            else network['backbone_repo'] if pretrained and not start else None),
+        label_names=config.get('label_names') or [str(i) for i in range(config['num_classes'])], preprocessing=cfg,
+        pretrained=pretrained, start=start,
         threshold_policy=config.get('threshold_policy'),
         run=_read_json(run_folder / 'run.json') if run_folder else None, options=options,
         history=_history(run_folder) if run_folder else [])
@@ -264,7 +286,7 @@ def card_of_variant(name: str, template: Union[str, Path]) -> ModelCard:
     return _render(
         template, default_repo(name, cfg.tag), network, network['backbone_licence'] or 'unknown', data,
         _data_source(data, None), base_model=network['backbone_repo'], label_names=[], preprocessing=cfg.to_dict(),
-        pretrained=True, threshold_policy=None, run=None, options={}, history=[])
+        pretrained=True, start=None, threshold_policy=None, run=None, options={}, history=[])
 
 
 def published_files(folder: Union[str, Path]) -> Dict[str, Union[Path, bytes]]:
@@ -291,9 +313,11 @@ def published_files(folder: Union[str, Path]) -> Dict[str, Union[Path, bytes]]:
         files['training/run.json'] = json.dumps(run, indent=2).encode()
     if (run_folder / 'history.csv').is_file():
         files['training/history.csv'] = run_folder / 'history.csv'
-    if _metrics_of(run_folder, folder / WEIGHTS_NAME):
+    metrics = _metrics_of(run_folder, folder / WEIGHTS_NAME)
+    if metrics:
         report = run_folder / 'report'
-        for name in ('metrics.json', 'per_class.csv', 'per_class.png', 'precision_recall.png'):
+        for name in ('per_class.csv', 'per_class.png', 'precision_recall.png'):
             if (report / name).is_file():
                 files[f'evaluation/{name}'] = report / name
+        files['evaluation/metrics.json'] = json.dumps(metrics, indent=2).encode()
     return files

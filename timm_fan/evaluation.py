@@ -35,7 +35,7 @@ def dataset_for_model(model: nn.Module, data: str, root: Union[str, Path], split
             f'The model has {len(names)} classes, the data {len(dataset.class_names)}: give the --data it was trained'
             ' on.')
     for i, (model_name, data_name) in enumerate(zip(names, dataset.class_names)):
-        if model_name != data_name and model_name != str(i):
+        if known is not None and model_name != data_name:
             raise InputError(f"Class {i} is '{model_name}' in the model, '{data_name}' in the data: not its classes.")
     return dataset
 
@@ -114,4 +114,7 @@ def predict_binned(
             evaluator = BinnedEvaluator(
                 logits.shape[1], threshold=threshold, top3_above_threshold=top3_above_threshold)
         evaluator.update(logits, targets)
-    return evaluator.compute()
+    scores = evaluator.compute()
+    if not scores.num_images:
+        raise InputError('No label of the data set is known: there is nothing to evaluate.')
+    return scores

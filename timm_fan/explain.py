@@ -13,6 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform
+from timm.layers import Format
 
 from .data import UNREADABLE, MultiLabelDataset
 from .errors import InputError
@@ -30,14 +31,16 @@ def _fit(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 def _grad_cam(model: nn.Module, features: torch.Tensor, classes: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
     if features.ndim != 4:
         raise InputError(f'{type(model).__name__} has no feature map to explain, but {tuple(features.shape)}.')
+    channels_last = getattr(model, 'output_fmt', None) == Format.NHWC  # Swin and others
+    spatial, channels = ((1, 2), 3) if channels_last else ((2, 3), 1)
     with torch.enable_grad():
         features = features.detach().requires_grad_()
         logits = model.forward_head(features)[0]
         maps = []
         for index in classes:
             gradient, = torch.autograd.grad(logits[index], features, retain_graph=True)
-            weights = gradient.mean(dim=(2, 3), keepdim=True)
-            maps.append((weights * features).sum(dim=1).relu().detach())
+            weights = gradient.mean(dim=spatial, keepdim=True)
+            maps.append((weights * features).sum(dim=channels).relu().detach())
     return torch.cat(maps), logits.detach()
 
 
@@ -45,7 +48,8 @@ def activation_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int
     """Grad-CAM of some classes on the last feature map before the head.
 
     Args:
-        model: With timm's `forward_features` that gives (B, C, h, w), in evaluation mode.
+        model: With timm's `forward_features` that gives (B, C, h, w), or (B, h, w, C) as its `output_fmt` says, in
+            evaluation mode.
         image: (3, H, W), normalized.
         classes: Of the logits to explain, at least one.
 

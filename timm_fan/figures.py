@@ -23,6 +23,7 @@ def pyplot():
         raise InputError('The report needs matplotlib: pip install "timm-fan[train]".') from error
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    plt.rcParams['text.parse_math'] = False  # a label may hold a $
     return plt
 
 

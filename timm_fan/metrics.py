@@ -11,6 +11,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 import torch
 
+from .errors import InputError
+
 __all__ = ['DEFINITIONS', 'ClassScores', 'Figures', 'MultiLabelScores', 'Ranking', 'average_precision',
            'check_results', 'evaluate_logits', 'figures_of_counts', 'precision_recall', 'predict_labels', 'rank',
            'rates_of_counts', 'threshold_curve', 'topk_mask']
@@ -296,7 +298,7 @@ def evaluate_logits(
     known, present = targets >= 0, targets == 1
     labelled = known.any(dim=1)
     if not labelled.any():
-        raise ValueError('No label of the data set is known: there is nothing to evaluate.')
+        raise InputError('No label of the data set is known: there is nothing to evaluate.')
     names = list(class_names) if class_names is not None else [str(i) for i in range(logits.shape[1])]
     if len(names) != logits.shape[1]:
         raise ValueError(f'{len(names)} class names for {logits.shape[1]} classes.')

@@ -105,7 +105,8 @@ def bootstrap(
     Source: A. Davison, D. Hinkley, Bootstrap Methods and their Application, 1997, Section 5.2.
     """
     _, intervals = _resampled(_Run(logits, targets, threshold).figures, len(logits), samples, seed)
-    return dict(zip(FIGURES, intervals))
+    # what the basic interval mirrors may lie beyond the figures' range
+    return {name: Interval(max(0., i.low), min(1., i.high)) for name, i in zip(FIGURES, intervals)}
 
 
 def compare(

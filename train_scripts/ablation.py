@@ -24,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -52,6 +53,8 @@ from timm_fan.statistics import correlated_classes
 SCRIPTS = Path(__file__).parent
 GRIDS = SCRIPTS / 'ablations'
 KEYS = {'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed'}
+# options that ablation.py gives to train.py
+GIVEN = {'data_dir', 'output', 'report', 'resume', 'seed'}
 _under_way: List[subprocess.Popen] = []  # of this worker
 
 Options = Dict[str, Any]
@@ -79,18 +82,38 @@ def grid_file(name: str) -> Path:
     return file
 
 
-def load_grid(file: Path) -> Dict[str, Any]:
-    """The file over its base."""
+def load_grid(file: Path, above: Tuple[Path, ...] = ()) -> Dict[str, Any]:
+    """The file over its base; `above` are the files that it is a base of."""
+    if file.resolve() in above:
+        raise InputError(f'{file} is its own base.')
     try:
         grid = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f'{file} is not valid YAML: {error}') from error
     if isinstance(grid, dict) and 'base' in grid:
-        base = load_grid(grid_file(str(grid['base'])))
+        check_options(file, 'options', grid.get('options'))
+        base = load_grid(grid_file(str(grid['base'])), (*above, file.resolve()))
         grid = {**base, **grid, 'options': merged(base.get('options'), grid.get('options'))}
     if not isinstance(grid, dict) or not isinstance(grid.get('rows'), dict) or set(grid) - KEYS:
         raise InputError(f'{file} must hold rows, and of other keys only {", ".join(sorted(KEYS - {"rows"}))}.')
+    check_options(file, 'options', grid.get('options'))
+    for row, options in grid['rows'].items():
+        check_options(file, f"row '{row}'", options)
+    for key, lowest in (('seeds', 1), ('search_seed', 0)):
+        if not isinstance(grid.get(key, 1), int) or grid.get(key, 1) < lowest:
+            raise InputError(f'{file}: {key} must be a whole number from {lowest} on, got {grid[key]!r}.')
     return grid
+
+
+def check_options(file: Path, what: str, options: Any) -> None:
+    if options is None:
+        return
+    kwargs = options.get('model_kwargs', {}) if isinstance(options, dict) else None
+    if not isinstance(kwargs, dict):
+        raise InputError(f'{file}: {what} must hold option: value, and model_kwargs likewise, got {options!r:.80}.')
+    given = sorted(GIVEN & set(options))
+    if given:
+        raise InputError(f'{file}: {what} must not hold {", ".join(given)}, which ablation.py gives to train.py.')
 
 
 def read_grid(name: str) -> Tuple[str, Dict[str, Any]]:
@@ -106,7 +129,12 @@ def read_grid(name: str) -> Tuple[str, Dict[str, Any]]:
         if not isinstance(search, dict) or not all(isinstance(v, list) and v for v in search.values()):
             raise InputError(f"{file}: the search of row '{row}' must be option: [value, ...], got {search}.")
     rows = {row: merged(grid['options'], options) for row, options in own.items()}
-    return file.stem, {**grid, 'own': own, 'rows': rows, 'searches': searches}
+    grid = {**grid, 'own': own, 'rows': rows, 'searches': searches}
+    names = Counter(run.name for row in rows for run in (Run(row, 0, {}), *search_runs(row, grid)))
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise InputError(f"{file}: two rows or searched values would share the run folder '{twice[0]}': rename one.")
+    return file.stem, grid
 
 
 def merged(*layers: Options) -> Options:

@@ -52,6 +52,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.images) == bool(args.data):
         parser.error('give image files or --data')
+    if args.topk < 1 or args.num_images < 1:
+        parser.error('--topk and --num-images must be at least 1')
     return args
 
 
@@ -128,12 +130,15 @@ def main() -> None:
             print(f'no boxes in {args.data}, so no pointing game')
         else:
             measure(args, models, dataset)
+    stems: List[str] = []
     for file in map(Path, args.images):
         try:
             photo = load_image(file)
         except UNREADABLE as error:
             raise InputError(f'unreadable image {file}: {error}') from error
-        explain(args, models, photo, None, args.output / f'{file.stem}.png')
+        count = stems.count(file.stem)
+        stems.append(file.stem)
+        explain(args, models, photo, None, args.output / f'{file.stem}{f"-{count + 1}" if count else ""}.png')
     print(f'pictures in {args.output}')
 
 

@@ -136,6 +136,8 @@ def write_torch(program: ExportedProgram, file: Path) -> Callable:
 def main() -> None:
     args = parse_args()
     folder = Path(args.model)
+    if args.img_size is not None and args.img_size < 1:
+        raise InputError(f'--img-size must be at least 1, got {args.img_size}.')
     if args.output is None and not folder.is_dir():
         raise InputError('--output: say where to, for a model that is no folder here.')
     output = Path(args.output) if args.output else folder / 'export'
@@ -148,9 +150,9 @@ def main() -> None:
     sizes = [size]
     if free:
         step = stride(model)
-        if size % step:
-            raise InputError(f'--img-size {size} is no multiple of {step}, the stride of the network.')
-        sizes += [size + 2 * step, size - step]
+        if size % step or size < 2 * step:
+            raise InputError(f'--img-size {size} is no multiple of {step} px, the stride of the network, from 2 x on.')
+        sizes += [size + 2 * step, *([size - step] if size >= 3 * step else ())]
         print(f'any batch, any image size in steps of {step} px')
     else:
         config['input_size'] = (config['input_size'][0], size, size)

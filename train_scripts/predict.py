@@ -87,6 +87,29 @@ class TorchPredictor:
             return self.model(image).sigmoid()[0].float().cpu().numpy()
 
 
+def load_plain(file: Path) -> Image.Image:
+    """As timm_fan.data's load_image, which needs PyTorch."""
+    try:
+        with Image.open(file) as image:
+            if max(image.size) > 100 * min(image.size):
+                raise ValueError(f'{image.width} x {image.height} pixels are a line and no image')
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith('I;16'):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            elif image.mode in ('I', 'F'):
+                values = np.nan_to_num(np.asarray(image, dtype=np.float32))
+                highest = values.max()
+                white = 65535. if highest > 255 else 1. if image.mode == 'F' and highest <= 1 else 255.
+                image = Image.fromarray((values * (255. / white)).clip(0, 255).astype(np.uint8))
+            if image.has_transparency_data:
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+            return image.convert('RGB')
+    except UNREADABLE:
+        raise
+    except Exception as error:  # Pillow's plugins raise what they like on damaged files
+        raise OSError(f'{type(error).__name__}: {error}') from error
+
+
 class OnnxPredictor:
     """The same from an ONNX file that export.py wrote, with numpy and Pillow only."""
 
@@ -124,13 +147,7 @@ class OnnxPredictor:
         return pixels.transpose(2, 0, 1)[None]
 
     def __call__(self, file: Path) -> np.ndarray:
-        with Image.open(file) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I;16'):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
-            logits = self.session.run(None, {'image': self.transform(image.convert('RGB'))})[0][0]
+        logits = self.session.run(None, {'image': self.transform(load_plain(file))})[0][0]
         return 1 / (1 + np.exp(-logits))
 
 
@@ -138,6 +155,8 @@ def main() -> None:
     args = parse_args()
     if args.topk is not None and args.topk < 1:
         fail(f'--topk must be at least 1, got {args.topk}.')
+    if args.threshold is not None and not 0 < args.threshold < 1:
+        fail(f'--threshold must be between 0 and 1, got {args.threshold}.')
     files = find_images(args.images)
     if args.onnx:
         predict = OnnxPredictor(args.model)

@@ -59,6 +59,7 @@ def main() -> None:
     card = card_of_run(args.folder, args.repo, CARDS / 'template.md', args.license, args.data_license)
     files = {'README.md': str(card).encode(), **published_files(args.folder)}
     if args.card:
+        Path(args.card).parent.mkdir(parents=True, exist_ok=True)
         write_text(args.card, str(card))
     if args.dry_run:
         print(card)

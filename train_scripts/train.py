@@ -241,20 +241,16 @@ def build_model(args: argparse.Namespace, num_classes: int) -> torch.nn.Module:
     if args.model.startswith('fan'):
         if args.img_size:
             kwargs.setdefault('img_size', args.img_size)
-        kwargs.update(backbone_weights=args.backbone_weights, pretrained_backbone=args.pretrained_backbone)
-        if args.backbone:
-            kwargs['backbone'] = args.backbone
+        options = dict(
+            backbone=args.backbone, backbone_weights=args.backbone_weights,
+            pretrained_backbone=args.pretrained_backbone)
+        kwargs.update({key: value for key, value in options.items() if value})
         if args.backbone_weights and not Path(args.backbone_weights).is_file():
             raise InputError(f'--backbone-weights: no file {args.backbone_weights}.')
     elif args.backbone or args.backbone_weights:
         raise InputError(f"--backbone and --backbone-weights go with a fan model, not with --model '{args.model}'.")
     pretrained = ':' in args.model or (args.pretrained_backbone and not args.model.startswith('fan'))
-    try:
-        model = create_model(args.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
-    except InputError:
-        raise
-    except (ValueError, AssertionError) as error:
-        raise InputError(f"'{args.model}' with --model-kwargs {args.model_kwargs}: {error}") from error
+    model = create_model(args.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
     config = get_model_input_config(model)
     if args.img_size and config['fixed_input_size'] and config['input_size'][1:] != (args.img_size, args.img_size):
         if not hasattr(model, 'set_input_size'):

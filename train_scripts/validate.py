@@ -14,7 +14,7 @@ from typing import Any, Tuple
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from timm_fan import InputError
 from timm_fan.data import SOURCES, MultiLabelDataset, collate
@@ -52,6 +52,15 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.model is None) == (args.compare is None):
         parser.error('give one model, or --compare A B')
+    kind = 'compare' if args.compare else 'binned' if args.binned else 'choose_thresholds'
+    without = dict(
+        compare=('binned', 'choose_thresholds', 'report', 'top3_always'),
+        binned=('choose_thresholds', 'report', 'json'), choose_thresholds=('threshold',))
+    for other in without[kind] if getattr(args, kind) else ():
+        if getattr(args, other):
+            parser.error(f'--{kind.replace("_", "-")} goes without --{other.replace("_", "-")}')
+    if args.batch_size < 1 or args.workers < 0 or args.bootstrap < 0:
+        parser.error('--batch-size must be at least 1, --workers and --bootstrap at least 0')
     return args
 
 
@@ -60,8 +69,9 @@ def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator):
     with accelerator.main_process_first():
         model = load_model(source)
         dataset = dataset_for_model(model, args.data, args.data_dir, args.split)
-    loader = accelerator.prepare(DataLoader(
-        dataset, args.batch_size, num_workers=args.workers, collate_fn=collate))
+    # of a stream more workers would each give as many images as all together should
+    workers = min(args.workers, 1) if isinstance(dataset, IterableDataset) else args.workers
+    loader = accelerator.prepare(DataLoader(dataset, args.batch_size, num_workers=workers, collate_fn=collate))
     threshold = args.threshold if args.threshold is not None else model_thresholds(model)
     return model.to(accelerator.device, memory_format=torch.channels_last), dataset, loader, threshold
 
@@ -105,8 +115,9 @@ def main() -> None:
         if accelerator.is_main_process:
             if args.choose_thresholds:
                 threshold = choose_thresholds(logits, targets, args.choose_thresholds)
-                save_thresholds(args.model, threshold, args.choose_thresholds)
             scores = evaluate_logits(logits, targets, dataset.class_names, threshold, not args.top3_always)
+            if args.choose_thresholds:
+                save_thresholds(args.model, threshold, args.choose_thresholds)
             intervals = bootstrap(logits, targets, threshold, args.bootstrap) if args.bootstrap else {}
             groups = score_groups(scores, logits, targets, dataset, threshold)
             if args.json:

@@ -58,7 +58,7 @@ class MLDecoder(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_features, H, W) -> logits (B, num_classes)"""
         memory = self.proj(x.flatten(2).transpose(1, 2)).relu()  # (B, H*W, dim)
-        h = self.query.expand(len(x), -1, -1)  # (B, num_groups, dim)
+        h = self.query.expand(x.shape[0], -1, -1)  # (B, num_groups, dim)
         h = self.norm1(h + self.drop(h))
         h = self.norm2(h + self.drop(self.attn(h, memory, memory, need_weights=False)[0]))
         h = self.norm3(h + self.drop(self.mlp(h)))

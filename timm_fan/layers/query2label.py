@@ -92,7 +92,7 @@ class Query2Label(nn.Module):
         position = sine_position(x.shape[2], x.shape[3], self.dim, x.device).to(x.dtype)
         memory = self.proj(x).flatten(2).transpose(1, 2)  # (B, H*W, dim)
         memory = self.encoder(memory, memory + position, memory + position, memory)
-        key, query = memory + position, self.query.expand(len(x), -1, -1)
+        key, query = memory + position, self.query.expand(x.shape[0], -1, -1)
         h = torch.zeros_like(query)  # (B, num_classes, dim)
         for layer in self.decoder:
             h = layer(h, h + query, key, memory)

@@ -45,7 +45,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         raise
     except (UnicodeDecodeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise InputError(f'{name} cannot be read: {error}') from error
-    except (TypeError, RuntimeError, AssertionError, KeyError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         raise InputError(f"{name} cannot be created with {kwargs or 'no arguments'}: {error}") from error
 
 
@@ -135,6 +135,11 @@ def model_folder(folder: Union[str, Path]) -> Path:
     return folder
 
 
+def _are_thresholds(values: Any, num_classes: int) -> bool:
+    return isinstance(values, list) and len(values) == num_classes and all(
+        isinstance(v, (int, float)) and 0 < v < 1 for v in values)
+
+
 def load_model(source: Union[str, Path], cache_dir: Optional[Union[str, Path]] = None) -> nn.Module:
     """Load a trained model for evaluation, with its thresholds (see `model_thresholds`).
 
@@ -153,10 +158,13 @@ def load_model(source: Union[str, Path], cache_dir: Optional[Union[str, Path]] =
         hint = f' A model of the Hub is written hf-hub:{source}.' if is_repo else ''
         raise InputError(f'No model or run folder {source}.{hint}')
     model = create_model(str(source), pretrained=True, cache_dir=cache_dir).eval()
-    thresholds = read_saved_config(model.pretrained_cfg, cache_dir).get('thresholds')
-    if thresholds is not None and len(thresholds) != model.num_classes:
+    if len(label_names(model)) != model.num_classes:
         raise InputError(
-            f'{source}: config.json holds {len(thresholds)} thresholds for {model.num_classes} classes. Choose them'
-            ' again: validate.py --choose-thresholds.')
+            f'{source}: config.json names {len(label_names(model))} labels for {model.num_classes} classes.')
+    thresholds = read_saved_config(model.pretrained_cfg, cache_dir).get('thresholds')
+    if thresholds is not None and not _are_thresholds(thresholds, model.num_classes):
+        raise InputError(
+            f'{source}: the thresholds in config.json must be {model.num_classes} numbers between 0 and 1, one for each'
+            f' class, got {thresholds!r:.80}. Choose them again: validate.py --choose-thresholds.')
     model.thresholds = thresholds
     return model

@@ -317,6 +317,10 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: FAN) -> Dic
         timm_fan.InputError: The weights are of another model.
     """
     if any(name.startswith('backbone.') for name in state_dict):
+        bias, own = state_dict.get('head.fc.bias'), getattr(model.head.fc, 'bias', None)
+        if bias is not None and own is not None and len(bias) != len(own):
+            # of other classes; timm itself leaves out a linear layer's weight and bias
+            return {name: value for name, value in state_dict.items() if not name.startswith('head.fc.')}
         return state_dict
     backbone = {f'backbone.{name}': v for name, v in model.backbone.from_plain(state_dict).items()}
     return {**model.state_dict(), **backbone}

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from timm_fan import InputError
 from timm_fan.data import (
+    UNREADABLE,
     MultiLabelDataset,
     Normalize,
     RandomCrop,
@@ -109,6 +110,11 @@ def run(args: argparse.Namespace) -> None:
     size = args.img_size
     short_side = args.short_side or round(size * 8 / 7)
     contents = [file.read_bytes() for file in files]
+    for file in files:
+        try:
+            load_image(file)
+        except UNREADABLE as error:
+            raise InputError(f'{file} cannot be decoded: {error}') from error
     with tempfile.TemporaryDirectory() as folder:
         dataset = MultiLabelDataset.from_samples(args.folder, [Sample(f.name, ()) for f in files], ['any'])
         prepared = {}

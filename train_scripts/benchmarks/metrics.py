@@ -35,6 +35,8 @@ def random_results(images: int, classes: int, generator: torch.Generator) -> Tup
 def run(args: argparse.Namespace) -> None:
     """Median times on the same random scores, the contenders in turn within each repeat."""
     torch.set_num_threads(args.threads)
+    if min(args.classes, args.stream_classes) < 2:
+        raise InputError('--classes and --stream-classes must be at least 2.')
     if args.stream_images:
         stream(args)
         return
