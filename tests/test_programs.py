@@ -16,7 +16,7 @@ import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_sources import write_devkit, write_hub, write_shards, write_table
 
 from timm_fan.cost import count_cost
@@ -215,6 +215,17 @@ def test_thresholds_survive_data_that_cannot_be_evaluated(monkeypatch, capsys, r
 def test_options_of_validate_that_would_do_nothing(monkeypatch, capsys, run_folder, options):
     assert run_here(monkeypatch, 'validate', run_folder, *options) == 2
     assert options[0] in capsys.readouterr().err
+
+
+def test_weights_of_nan_are_named(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    weights = load_file(folder / 'model.safetensors')
+    save_file({**weights, 'head.fc.bias': weights['head.fc.bias'] * float('nan')}, folder / 'model.safetensors')
+    data = ['--data', 'coco2014', '--data-dir', coco_folder, '--workers', '0']
+    for options in (['validate', folder, *data], ['validate', folder, *data, '--binned'],
+                    ['predict', folder, coco_folder / 'val2014']):
+        assert run_here(monkeypatch, *options) == 2
+        assert 'gives NaN' in capsys.readouterr().err
 
 
 def test_class_names_of_digits_are_names_too(monkeypatch, capsys, run_folder, coco_folder, tmp_path):

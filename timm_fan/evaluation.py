@@ -92,12 +92,16 @@ def predict_logits(
     if len(logits) != len(loader.dataset):
         raise InputError(
             f'The data set gave {len(logits)} of {len(loader.dataset)} images: a stream needs its true val_length=.')
+    _refuse_nan(logits)
+    return logits, targets
+
+
+def _refuse_nan(logits: torch.Tensor) -> None:
     sick = logits.isnan().any(dim=1)
     if sick.any():
         raise InputError(
             f'The model gives NaN for {int(sick.sum())} of {len(sick)} images. Its weights are broken, or'
             ' --mixed-precision is too narrow for it.')
-    return logits, targets
 
 
 def predict_binned(
@@ -113,6 +117,7 @@ def predict_binned(
         if evaluator is None:
             evaluator = BinnedEvaluator(
                 logits.shape[1], threshold=threshold, top3_above_threshold=top3_above_threshold)
+        _refuse_nan(logits)
         evaluator.update(logits, targets)
     scores = evaluator.compute()
     if not scores.num_images:

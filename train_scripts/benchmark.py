@@ -35,6 +35,8 @@ def main() -> None:
         if isinstance(value, int) and value < least:
             raise InputError(f'--{key.replace("_", "-")} must be at least {least}, got {value}.')
         if key in ('results', 'table') and value is not None:
+            if value.is_dir():
+                raise InputError(f'--{key} {value} is a folder: name a file.')
             value.parent.mkdir(parents=True, exist_ok=True)
     COMMANDS[args.command].run(args)
 

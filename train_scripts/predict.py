@@ -174,6 +174,8 @@ def main() -> None:
             sys.stderr.write(f'unreadable image {file} ({error}), left out\n')
             unreadable += 1
             continue
+        if np.isnan(probabilities).any():
+            fail(f'{args.model} gives NaN for {file}: its weights are broken.')
         order = (-probabilities).argsort(kind='stable')
         order = order[:args.topk] if args.topk is not None else order[(probabilities > thresholds)[order]]
         labels = [dict(label=predict.names[i], probability=round(float(probabilities[i]), 4)) for i in order]

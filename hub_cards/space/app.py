@@ -122,9 +122,13 @@ def main() -> None:
     for source in args.models:
         open_model(source)  # a wrong one ends here, not in front of a visitor
     theme = gr.themes.Default(font=FONT, font_mono=['monospace'])
-    build(args.models).launch(
-        server_name=args.host, server_port=args.port, theme=theme, css=CSS, ssr_mode=False, show_error=True,
-        footer_links=[])
+    page = build(args.models)
+    try:
+        page.launch(
+            server_name=args.host, server_port=args.port, theme=theme, css=CSS, ssr_mode=False, show_error=True,
+            footer_links=[])
+    except OSError as error:
+        raise InputError(f'--host {args.host}, --port {args.port or "from 7860 on"}: {error}') from error
 
 
 if __name__ == '__main__':

@@ -99,7 +99,10 @@ def run(args: argparse.Namespace) -> None:
         wanted += [n for names in modules.values() for n in names[1:] if sizes[n] <= args.max_params * 1e6]
     rows = {}
     if args.results and args.results.is_file():
-        rows = {r['name']: r for r in map(json.loads, args.results.read_text().splitlines())}
+        try:
+            rows = {r['name']: r for r in map(json.loads, args.results.read_text().splitlines())}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f'--results {args.results} is damaged ({error}): remove it, or the line.') from error
     for name in tqdm([n for n in wanted if n not in rows], desc='FAN', unit='model'):
         rows[name] = try_backbone(name)
         gc.collect()

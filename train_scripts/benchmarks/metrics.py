@@ -94,9 +94,13 @@ def stream(args: argparse.Namespace, step: int = 500) -> None:
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     exact = average_precision(*kept)
-    low, high = scores.AP_low[:exact_classes], scores.AP_high[:exact_classes]
+    rated = ~exact.isnan()
+    if not rated.any():
+        raise InputError(f'Of {exact_classes} classes none has a positive: give more --stream-images.')
+    exact, found, low, high = (
+        values[:exact_classes][rated] for values in (exact, scores.AP, scores.AP_low, scores.AP_high))
     inside = bool(((exact >= low - 1e-9) & (exact <= high + 1e-9)).all())
-    error = (scores.AP[:exact_classes] - exact).abs().max().item()
+    error = (found - exact).abs().max().item()
     print(f'{args.stream_images} x {args.stream_classes} random scores streamed in {evaluator.num_bins} bins:'
           f' {seconds:.1f} s, drawing them included')
     print(f'  peak memory of the process {peak / 2 ** 20:.2f} GiB, {exact_classes} classes kept to compare included')
