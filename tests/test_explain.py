@@ -61,12 +61,12 @@ def test_maps_with_channels_last():
 def test_pictures_of_files_with_one_name(monkeypatch, tmp_path):
     model = timm.create_model('fan', backbone='test_resnet', embed_dim=16, num_classes=3)
     save_model(model, tmp_path / 'model', ['a', 'b', 'c'], dict(input_size=(3, 64, 64)))
-    files = [tmp_path / name / 'photo.png' for name in ('one', 'two')]
+    files = [tmp_path / name for name in ('one/photo.png', 'two/photo.png', 'two/photo-2.png')]
     for file in files:
-        file.parent.mkdir()
+        file.parent.mkdir(exist_ok=True)
         Image.new('RGB', (70, 64)).save(file)
     assert run_here(monkeypatch, 'explain', tmp_path / 'model', *files, '--output', tmp_path / 'maps') == 0
-    assert {p.name for p in (tmp_path / 'maps').iterdir()} == {'photo.png', 'photo-2.png'}
+    assert {p.name for p in (tmp_path / 'maps').iterdir()} == {'photo.png', 'photo-2.png', 'photo-2-2.png'}
 
 
 def test_attention_is_that_of_the_layer():

@@ -9,10 +9,11 @@ With --data the pictures show images of the data set, and all of its images with
 and the energy in the boxes, in OUTPUT/localization.json.
 """
 import argparse
+import itertools
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional, Set, Tuple
 
 import torch
 from accelerate.utils import tqdm
@@ -130,15 +131,16 @@ def main() -> None:
             print(f'no boxes in {args.data}, so no pointing game')
         else:
             measure(args, models, dataset)
-    stems: List[str] = []
+    stems: Set[str] = set()
     for file in map(Path, args.images):
         try:
             photo = load_image(file)
         except UNREADABLE as error:
             raise InputError(f'unreadable image {file}: {error}') from error
-        count = stems.count(file.stem)
-        stems.append(file.stem)
-        explain(args, models, photo, None, args.output / f'{file.stem}{f"-{count + 1}" if count else ""}.png')
+        names = itertools.chain([file.stem], (f'{file.stem}-{n}' for n in itertools.count(2)))
+        stem = next(name for name in names if name not in stems)
+        stems.add(stem)
+        explain(args, models, photo, None, args.output / f'{stem}.png')
     print(f'pictures in {args.output}')
 
 
