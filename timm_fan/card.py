@@ -133,7 +133,7 @@ def _training_options(run_folder: Path) -> Dict[str, Any]:
     options = {k: v for k, v in options.items() if k not in _LOCAL_OPTIONS}
     for place in (options, options.get('model_kwargs') or {}):
         for key in ('backbone_weights', 'model'):
-            if place.get(key):  # likewise
+            if place.get(key):  # a path of this machine says nothing elsewhere
                 scheme, colon, rest = place[key].rpartition(':')
                 place[key] = scheme + colon + Path(rest).name if '/' in rest and scheme != 'hf-hub' else place[key]
     if 'data' in options:
@@ -237,7 +237,8 @@ def card_of_run(
             very weights in the folder.
         repo: `owner/name` on the Hub.
         template: A jinja2 template of Markdown.
-        licence: Of the weights; by default that of the pretrained backbone they began from, or apache-2.0.
+        licence: Of the weights; by default that of the pretrained backbone they began from, unknown where they began
+            from a whole model, else apache-2.0.
         data_licence: A sentence on the data, where timm_fan does not know it.
 
     Raises:
@@ -258,14 +259,16 @@ def card_of_run(
     sources = {**options, **(options.get('model_kwargs') or {})}
     pretrained = bool(sources.get('pretrained_backbone') or sources.get('backbone_weights'))
     start = sources['model'] if ':' in sources.get('model', '') else None  # a model that was fine-tuned
-    if licence is None:
-        began = 'unknown' if start else network['backbone_licence'] or 'unknown'
-        licence = began if start or pretrained else 'apache-2.0'
+    if start:
+        scheme, _, name = start.partition(':')
+        base_model, own_licence = name.partition('@')[0] if scheme == 'hf-hub' else None, None
+    elif pretrained:
+        base_model, own_licence = network['backbone_repo'], network['backbone_licence']
+    else:
+        base_model, own_licence = None, 'apache-2.0'
     return _render(
-        template, repo, network, licence, data, _data_source(data, data_licence), metrics,
-        base_model=(
-            start.removeprefix('hf-hub:').partition('@')[0] if start and start.startswith('hf-hub:')
-            else network['backbone_repo'] if pretrained and not start else None),
+        template, repo, network, licence or own_licence or 'unknown', data, _data_source(data, data_licence), metrics,
+        base_model=base_model,
         label_names=config.get('label_names') or [str(i) for i in range(config['num_classes'])], preprocessing=cfg,
         pretrained=pretrained, start=start,
         threshold_policy=config.get('threshold_policy'),

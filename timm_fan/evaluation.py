@@ -34,8 +34,8 @@ def dataset_for_model(model: nn.Module, data: str, root: Union[str, Path], split
         raise InputError(
             f'The model has {len(names)} classes, the data {len(dataset.class_names)}: give the --data it was trained'
             ' on.')
-    for i, (model_name, data_name) in enumerate(zip(names, dataset.class_names)):
-        if known is not None and model_name != data_name:
+    for i, (model_name, data_name) in enumerate(zip(known or (), dataset.class_names)):
+        if model_name != data_name:
             raise InputError(f"Class {i} is '{model_name}' in the model, '{data_name}' in the data: not its classes.")
     return dataset
 

@@ -1,12 +1,14 @@
-"""Writing that leaves either the old file or folder, or the whole new one."""
+"""Text files, and writing that leaves either the old file or folder, or the whole new one."""
 import contextlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, List, Union
 
-__all__ = ['filled_folder', 'recover_folder', 'replace_folder', 'write_text', 'written_folder']
+from .errors import InputError
+
+__all__ = ['filled_folder', 'read_lines', 'recover_folder', 'replace_folder', 'write_text', 'written_folder']
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -24,6 +26,14 @@ def recover_folder(target: Path) -> None:
     old = target.with_name(f'.{target.name}.old')
     if old.exists() and not target.exists():
         os.rename(old, target)
+
+
+def read_lines(file: Path) -> List[str]:
+    """Lines of a UTF-8 text, which may begin with a byte order mark as on Windows; InputError for other texts."""
+    try:
+        return file.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f'{file} is not UTF-8 text ({error}).') from error
 
 
 def write_text(file: Union[str, Path], text: str) -> None:

@@ -90,18 +90,19 @@ def load_grid(file: Path, above: Tuple[Path, ...] = ()) -> Dict[str, Any]:
         grid = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f'{file} is not valid YAML: {error}') from error
-    if isinstance(grid, dict) and 'base' in grid:
+    if isinstance(grid, dict):
         check_options(file, 'options', grid.get('options'))
+    if isinstance(grid, dict) and 'base' in grid:
         base = load_grid(grid_file(str(grid['base'])), (*above, file.resolve()))
         grid = {**base, **grid, 'options': merged(base.get('options'), grid.get('options'))}
     if not isinstance(grid, dict) or not isinstance(grid.get('rows'), dict) or set(grid) - KEYS:
         raise InputError(f'{file} must hold rows, and of other keys only {", ".join(sorted(KEYS - {"rows"}))}.')
-    check_options(file, 'options', grid.get('options'))
     for row, options in grid['rows'].items():
         check_options(file, f"row '{row}'", options)
     for key, lowest in (('seeds', 1), ('search_seed', 0)):
-        if not isinstance(grid.get(key, 1), int) or grid.get(key, 1) < lowest:
-            raise InputError(f'{file}: {key} must be a whole number from {lowest} on, got {grid[key]!r}.')
+        value = grid.get(key, lowest)
+        if not isinstance(value, int) or value < lowest:
+            raise InputError(f'{file}: {key} must be a whole number from {lowest} on, got {value!r}.')
     return grid
 
 

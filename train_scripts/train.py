@@ -646,7 +646,7 @@ def main() -> None:
                 ' see other parts of them, so not to the very weights',
                 progress.num_processes, accelerator.num_processes)
             progress.num_processes = accelerator.num_processes
-        for name in ('best', 'last', 'report'):
+        for name in ('best', 'last'):
             if accelerator.is_main_process:
                 recover_folder(output / name)
 

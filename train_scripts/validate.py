@@ -52,13 +52,13 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.model is None) == (args.compare is None):
         parser.error('give one model, or --compare A B')
-    kind = 'compare' if args.compare else 'binned' if args.binned else 'choose_thresholds'
     without = dict(
         compare=('binned', 'choose_thresholds', 'report', 'top3_always'),
         binned=('choose_thresholds', 'report', 'json'), choose_thresholds=('threshold',))
-    for other in without[kind] if getattr(args, kind) else ():
-        if getattr(args, other):
-            parser.error(f'--{kind.replace("_", "-")} goes without --{other.replace("_", "-")}')
+    for option, others in without.items():
+        for other in others:
+            if getattr(args, option) and getattr(args, other):
+                parser.error(f'--{option.replace("_", "-")} goes without --{other.replace("_", "-")}')
     if args.batch_size < 1 or args.workers < 0 or args.bootstrap < 0:
         parser.error('--batch-size must be at least 1, --workers and --bootstrap at least 0')
     return args

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from timm_fan.errors import InputError, raise_problems
+from timm_fan.files import read_lines
 
 from .dataset import UNKNOWN
 
@@ -26,10 +27,7 @@ def read_class_names(file: Union[str, Path]) -> List[str]:
     file = Path(file)
     if not file.is_file():
         raise InputError(f'No class list {file}.')
-    try:
-        names = [line.strip() for line in file.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f'{file} is not UTF-8 text ({error}).') from error
+    names = [line.strip() for line in read_lines(file) if line.strip()]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice or not names:
         raise InputError(f'{file} ' + (f'names twice: {", ".join(twice)}.' if twice else 'names no class.'))

@@ -155,7 +155,7 @@ def read_table(
     if label_column is not None:
         label_columns = (label_column, 'absent', 'unknown')
         sep = sep or _separator([row.get(column) for _, row in lines for column in label_columns])
-        names = frozenset(class_names or ())
+        known = frozenset(class_names or ())
     else:
         if class_names is None:
             class_names = [c for c in columns if c != image_column and c not in OTHER_COLUMNS]
@@ -171,7 +171,7 @@ def read_table(
             problems.append(f'{where}: image {path} stands on {first_line[path]} already')
             continue
         if label_column is not None:
-            groups = [_split(row.get(column), sep, names) for column in label_columns]
+            groups = [_split(row.get(column), sep, known) for column in label_columns]
         else:
             groups = [[], [], []]
             for name in class_names:

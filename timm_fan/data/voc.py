@@ -4,6 +4,7 @@ from typing import Callable, Optional, Union
 from xml.etree import ElementTree
 
 from timm_fan.errors import InputError, raise_problems
+from timm_fan.files import read_lines
 
 from .dataset import MultiLabelDataset, Sample
 
@@ -50,11 +51,7 @@ def read_voc(
 
     class_index = {name: i for i, name in enumerate(VOC_CLASSES)}
     samples, problems = [], []
-    try:
-        lines = names.read_text(encoding='utf-8-sig').splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f'{names} is not UTF-8 text ({error}).') from error
-    for line in lines:
+    for line in read_lines(names):
         if not line.strip():
             continue
         name = line.split()[0]

@@ -110,9 +110,10 @@ def run(args: argparse.Namespace) -> None:
     size = args.img_size
     short_side = args.short_side or round(size * 8 / 7)
     contents = [file.read_bytes() for file in files]
+    decoded = []
     for file in files:
         try:
-            load_image(file)
+            decoded.append(load_image(file))
         except UNREADABLE as error:
             raise InputError(f'{file} cannot be decoded: {error}') from error
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +147,6 @@ def run(args: argparse.Namespace) -> None:
             work()
             seconds[name].append(time.perf_counter() - started)
     rates = {name: len(files) / statistics.median(values) for name, values in seconds.items()}
-    decoded = [load_image(file) for file in files]
     batch = torch.stack([create_transform((3, size, size), **CONFIG)(image) for image in decoded[:8]])
     normalize = Normalize(CONFIG['mean'], CONFIG['std'])
     started = time.perf_counter()
