@@ -1,50 +1,51 @@
-import json
+import inspect
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 import torch
+from helpers import ROOT, SCRIPTS, TINY, launch, write_small_coco
+from hub_server import GOOD_TOKEN, Hub, running_hub
+from huggingface_hub import HfApi, RepoCard, constants, file_download
 
 import timm_fan  # noqa: F401  registers the models before tests are collected
-from timm_fan.data.scenes import CLASSES, ScenesPreset, draw_scene
+from timm_fan.data import create_dataset
+from timm_fan.evaluation import Evaluation
 
-SHARED = Path(__file__).resolve().parents[2] / 'shared'
-# tiny models, and tests may share two cores: spinning threads would wait for each other
+SHARED = ROOT.parent / 'shared'
+# models are tiny, and tests may share two cores: spinning threads would wait for each other
 torch.set_num_threads(1)
-
-
-def write_coco(root: Path, num_train: int, num_val: int, num_classes: int = 6, img_size: int = 48) -> Path:
-    """A small data set in COCO 2014's layout, of drawn scenes; every class occurs in both halves."""
-    preset = ScenesPreset(num_classes, img_size, num_train, num_val)
-    categories = [dict(id=10 * i + 3, name=c.name) for i, c in enumerate(CLASSES[:num_classes])]
-    (root / 'annotations').mkdir(parents=True)
-    for split, name, count in (('train', 'train2014', num_train), ('val', 'val2014', num_val)):
-        (root / name).mkdir()
-        images, annotations = [], []
-        for i in range(count):
-            image, objects = draw_scene(preset, 0, split, i)
-            image.save(root / name / f'{i}.jpg', quality=90)
-            images.append(dict(id=i, file_name=f'{i}.jpg', width=img_size, height=img_size))
-            # frequencies are the generator's business, not these tests'
-            objects = objects or [(i % num_classes, (0., 0., 8., 8.), 64)]
-            for label, box, area in objects + [(i % num_classes, (0., 0., 8., 8.), 64)]:
-                annotations.append(dict(
-                    id=len(annotations) + 1, image_id=i, category_id=10 * label + 3, bbox=list(box), area=area,
-                    iscrowd=0))
-        content = dict(images=images, annotations=annotations, categories=categories)
-        (root / 'annotations' / f'instances_{name}.json').write_text(json.dumps(content))
-    return root
 
 
 @pytest.fixture(scope='session')
 def coco_folder(tmp_path_factory) -> Path:
-    return write_coco(tmp_path_factory.mktemp('data') / 'coco', num_train=34, num_val=13)
+    return write_small_coco(tmp_path_factory.mktemp('data') / 'coco', num_train=34, num_val=13)
+
+
+@pytest.fixture(scope='session')
+def evaluation(coco_folder) -> Evaluation:
+    """Noisy logits for the validation images of `coco_folder`, of which the fourth has no known label."""
+    dataset = create_dataset('coco2014', coco_folder, 'val')
+    torch.manual_seed(0)
+    targets = dataset.targets()
+    targets[3] = -1
+    logits = 2 * targets - 1 + torch.randn_like(targets)
+    return Evaluation.of(dataset, logits, targets)
+
+
+@pytest.fixture(scope='session')
+def run_folder(coco_folder, tmp_path_factory) -> Path:
+    """A finished run of train.py. Tests must not change it."""
+    folder = tmp_path_factory.mktemp('runs') / 'one'
+    launch(SCRIPTS / 'train.py', *TINY, '--data-dir', coco_folder, '--output', folder)
+    return folder
 
 
 @pytest.fixture(scope='session')
 def coco_mini() -> Path:
     folder = SHARED / 'coco_mini'
     if not folder.is_dir():
-        pytest.skip('needs ../shared/coco_mini, the photographs for development')
+        pytest.skip('requires ../shared/coco_mini, photographs for development')
     return folder
 
 
@@ -52,5 +53,22 @@ def coco_mini() -> Path:
 def lite0_weights() -> Path:
     file = SHARED / 'weights' / 'tf_efficientnet_lite0.in1k.safetensors'
     if not file.is_file():
-        pytest.skip('needs ../shared/weights, the ImageNet backbone for development')
+        pytest.skip('requires ../shared/weights, an ImageNet backbone for development')
     return file
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path) -> Iterator[Hub]:
+    """A Hub that the client of this process talks to, logged in, with an empty cache."""
+    with running_hub() as running:
+        monkeypatch.setattr(constants, 'ENDPOINT', running.url)
+        for module in (constants, file_download):
+            template = running.url + '/{repo_id}/resolve/{revision}/{filename}'
+            monkeypatch.setattr(module, 'HUGGINGFACE_CO_URL_TEMPLATE', template, raising=False)
+        monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+        # old clients validate at huggingface.co whatever HF_ENDPOINT says
+        if 'ENDPOINT' not in inspect.getsource(RepoCard.validate):
+            monkeypatch.setattr(RepoCard, 'validate', lambda card: HfApi()._validate_yaml(str(card)))
+        monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True, raising=False)
+        monkeypatch.setenv('HF_TOKEN', GOOD_TOKEN)
+        yield running

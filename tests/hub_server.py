@@ -65,8 +65,9 @@ class Hub(ThreadingHTTPServer):
 
     def put(self, repo: str, files: Dict[str, bytes], private: bool = False) -> None:
         """Store files as if someone had pushed them."""
-        there = self.repos.setdefault(repo, Repo(private))
-        there.commit('main', {k: File(v, k.endswith('.safetensors')) for k, v in files.items()})
+        stored = {name: File(content, name.endswith('.safetensors')) for name, content in files.items()}
+        self.blobs.update({file.oid: file.content for file in stored.values() if file.lfs})
+        self.repos.setdefault(repo, Repo(private)).commit('main', stored)
 
 
 class Answer(Exception):

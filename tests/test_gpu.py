@@ -1,24 +1,19 @@
-"""What only a GPU can show: python -m pytest -m gpu"""
+"""Tests that require a GPU: python -m pytest -m gpu"""
 import json
 
 import pytest
 import torch
-from test_device import jpeg
-from test_programs import SCRIPTS, TINY, history, launch, run_here
-from test_transforms import difference, photo
+from helpers import SCRIPTS, TINY, history, launch, run_here
 
-from timm_fan.data import RandomCrop
-from timm_fan.data.device import DeviceDecoder, EncodedImage
-from timm_fan.data.transforms import Crop, to_tensor
 from timm_fan.layers import halve
 from timm_fan.models import create_model
 
 pytestmark = [
-    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')]
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='requires a CUDA device')]
 
 
 @pytest.mark.parametrize('lite', [False, True])
-def test_logits_and_gradients_are_the_cpus(monkeypatch, lite):
+def test_logits_and_gradients_are_those_of_the_cpu(monkeypatch, lite):
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     torch.manual_seed(0)
     model = create_model('fan_resnet18', lite=lite).double().train()
@@ -35,23 +30,13 @@ def test_logits_and_gradients_are_the_cpus(monkeypatch, lite):
 
 
 @pytest.mark.parametrize('size', [(6, 8), (5, 8), (7, 3)])
-def test_halve_is_the_cpus(size):
+def test_halve_is_that_of_the_cpu(size):
     x = torch.randn(2, 5, *size, dtype=torch.double, requires_grad=True)
     moved = x.detach().cuda().to(memory_format=torch.channels_last).requires_grad_()
     for y in (x, moved):
         halve(y).square().sum().backward()
     torch.testing.assert_close(halve(moved).cpu(), halve(x))
     torch.testing.assert_close(moved.grad.cpu(), x.grad)
-
-
-def test_nvjpegs_pixels_are_pillows():
-    image = photo(320, 240)
-    crop = Crop(20, 30, 200, 240, True)
-    decoder = DeviceDecoder(RandomCrop((96, 96), (0.5, 1.)), torch.device('cuda'))
-    grey = EncodedImage(jpeg(image.convert('L')), crop)
-    found = decoder([grey, *[EncodedImage(jpeg(image, subsampling=0), crop)] * 2], torch.zeros(3, 2), range(3))
-    expected = decoder.crop.apply(to_tensor(image), crop)
-    assert found.shape == (3, 3, 96, 96) and difference(found[2].cpu(), expected).float().mean() < 3
 
 
 def test_benchmark_of_graphs(monkeypatch, tmp_path):
@@ -64,10 +49,9 @@ def test_benchmark_of_graphs(monkeypatch, tmp_path):
 
 
 def test_training_evaluation_and_prediction(coco_folder, tmp_path):
-    """bfloat16, compiled, decoding on the GPU, interrupted and resumed; validate.py finds the same mAP."""
+    """Training in bfloat16, compiled and resumed. validate.py finds the same mAP, and predict.py runs."""
     run = tmp_path / 'run'
     options = ['--data-dir', coco_folder, '--output', run, '--mixed-precision', 'bf16', '--torchcompile']
-    options += ['--decode', 'device']
     launch(SCRIPTS / 'train.py', *TINY, *options, '--epochs', '1', cpu=False)
     launch(SCRIPTS / 'train.py', '--resume', run, '--epochs', '2', cpu=False)
     rows = history(run)

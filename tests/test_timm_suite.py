@@ -1,15 +1,13 @@
-"""timm's own test suite over every `fan*` name, from the source distribution of the installed timm."""
+"""timm's own test suite over every `fan*` name, from the source distribution of the installed version."""
 import os
 import re
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import pytest
 import timm
-
-ROOT = Path(__file__).resolve().parents[1]
+from helpers import ROOT
 
 
 @pytest.mark.timm_suite
@@ -18,10 +16,11 @@ def test_timms_own_suite_passes(tmp_path):
         [sys.executable, '-m', 'pip', 'download', f'timm=={timm.__version__}', '--no-binary', ':all:', '--no-deps',
          '--dest', str(tmp_path)], capture_output=True, text=True)
     if download.returncode:
-        pytest.skip(f"needs timm's source distribution, pip could not fetch it: {download.stderr.strip()[-200:]}")
+        cause = download.stderr.strip()[-200:]
+        pytest.skip(f"requires timm's source distribution, which pip could not download: {cause}")
     with tarfile.open(next(tmp_path.glob('timm-*.tar.gz'))) as archive:
         archive.extractall(tmp_path, filter='data')
-    # one thread: tests of this suite may run beside others on two cores
+    # one thread, because other tests may run at the same time
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
     run = subprocess.run(
         [sys.executable, '-m', 'pytest', '-p', 'timm_fan', 'tests/test_models.py', '-k', 'fan', '-q'],
@@ -29,5 +28,5 @@ def test_timms_own_suite_passes(tmp_path):
     print(run.stdout[-3000:])
     assert run.returncode == 0, run.stdout[-5000:]
     passed = re.search(r'(\d+) passed', run.stdout)
-    # at least forward, backward, configs, features, TorchScript and FX of each name
+    # at least forward, backward, config, features, TorchScript and FX for each name
     assert passed and int(passed[1]) >= 6 * len(timm.list_models('fan*')), run.stdout[-500:]

@@ -1,6 +1,6 @@
 """The Feature Attention Network for multi-label image classification, as timm models.
 
-Importing this package registers `fan*` with timm.
+Importing this package registers the `fan*` models with timm.
 """
 from .errors import InputError
 from .models import FAN

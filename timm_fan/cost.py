@@ -1,4 +1,4 @@
-"""What a model costs, counted and not timed."""
+"""What a model costs, counted rather than timed."""
 from typing import NamedTuple, Sequence
 
 import torch
@@ -6,21 +6,19 @@ import torch.nn as nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ['Cost', 'count_cost']
-
 
 class Cost(NamedTuple):
-    """Parameters, and multiply-adds of one image's forward pass in convolutions and matrix products."""
+    """Number of parameters, and of multiply-adds for one image in convolutions and matrix products."""
     parameters: int
     multiply_adds: int
 
 
-@torch.no_grad()  # inference_mode hides the operations from the counter before torch 2.6
+@torch.no_grad()  # inference_mode hides operations from the counter before torch 2.6
 def count_cost(model: nn.Module, input_size: Sequence[int]) -> Cost:
-    """Count a model's parameters and multiply-adds.
+    """Count the parameters and multiply-adds of a model.
 
     Args:
-        model: In evaluation mode; one on the meta device computes nothing.
+        model: In evaluation mode. On the meta device nothing is computed.
         input_size: (C, H, W) of an image.
     """
     parameter = next(model.parameters())
@@ -28,5 +26,5 @@ def count_cost(model: nn.Module, input_size: Sequence[int]) -> Cost:
     # the counter does not know the CPU's fused attention
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(image)
-    # the counter takes a multiply-add for two operations
+    # the counter counts a multiply-add as two operations
     return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -1,6 +1,7 @@
-"""What programs that evaluate a model share: its data set, and the loop."""
+"""Evaluation of a model on a data set, for training and programs alike."""
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterator, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -9,60 +10,78 @@ from accelerate.utils import broadcast, tqdm
 from timm.data import resolve_model_data_config
 from torch.utils.data import DataLoader
 
-from .data import MultiLabelDataset, Normalize, create_dataset, create_transform
+from .data import EvalTransform, MultiLabelDataset, Normalize, create_dataset
 from .errors import InputError
+from .metrics.binned import BinnedEvaluator, BinnedScores
+from .metrics.bootstrap import Interval, bootstrap
+from .metrics.groups import GroupScores, score_groups
+from .metrics.scores import NOTHING_KNOWN, MultiLabelScores, evaluate_logits
 from .models import label_names
-from .streaming import BinnedEvaluator, BinnedScores
 
-__all__ = ['dataset_for_model', 'predict_binned', 'predict_logits', 'share_buffers']
+Threshold = Union[float, Sequence[float]]
 
 
-def dataset_for_model(model: nn.Module, data: str, root: Union[str, Path], split: str) -> MultiLabelDataset:
-    """A split of a data source with the transform and the classes of a trained model.
+def check_class_names(model_names: Sequence[str], data_names: Sequence[str], what: str = 'data') -> None:
+    """Raise InputError unless a model and `what` have the same classes in the same order."""
+    if len(model_names) != len(data_names):
+        raise InputError(
+            f'The model has {len(model_names)} classes, the {what} {len(data_names)}. Give the same ones.')
+    for i, (ours, theirs) in enumerate(zip(model_names, data_names)):
+        if ours != theirs:
+            raise InputError(
+                f"Class {i} is '{ours}' in the model, '{theirs}' in the {what}. Give the same ones, in the same order.")
+
+
+def dataset_for_model(model: nn.Module, data: str, data_dir: Union[str, Path], split: str) -> MultiLabelDataset:
+    """A split of a data source, with the transform and the classes of a trained model.
 
     Args:
-        model: As `load_model` gives it.
-        data, root, split: As of `create_dataset`.
+        model: From `load_model`.
+        data, data_dir, split: As for `create_dataset`.
 
     Raises:
         InputError: The data cannot be read, or has other classes or another order of them.
     """
+    named = bool(model.pretrained_cfg.get('label_names'))
     names = label_names(model)
-    known = names if model.pretrained_cfg.get('label_names') else None
-    dataset = create_dataset(data, root, split, create_transform(**resolve_model_data_config(model)), known)
-    if len(names) != len(dataset.class_names):
-        raise InputError(
-            f'The model has {len(names)} classes, the data {len(dataset.class_names)}: give the --data it was trained'
-            ' on.')
-    for i, (model_name, data_name) in enumerate(zip(known or (), dataset.class_names)):
-        if model_name != data_name:
-            raise InputError(f"Class {i} is '{model_name}' in the model, '{data_name}' in the data: not its classes.")
+    transform = EvalTransform(resolve_model_data_config(model))
+    dataset = create_dataset(data, data_dir, split, transform, names if named else None)
+    # indices for names say nothing but their number
+    unnamed = not named and len(names) == len(dataset.class_names)
+    check_class_names(dataset.class_names if unnamed else names, dataset.class_names)
     return dataset
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the main process's buffers (BatchNorm statistics differ), the ones that are saved."""
+    """Give all processes the buffers of the main process, which are saved. BatchNorm statistics differ."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
 
 
+def _refuse_nan(logits: torch.Tensor) -> None:
+    broken = logits.isnan().any(dim=1)
+    if broken.any():
+        raise InputError(
+            f'The model gives NaN for {int(broken.sum())} of {len(broken)} images. Its weights are damaged, or'
+            ' `mixed_precision` has too small a range for it.')
+
+
 @torch.no_grad()
 def _gathered(
-        model: nn.Module,
-        loader: DataLoader,
-        accelerator: Accelerator,
-        description: str,
+        model: nn.Module, loader: DataLoader, accelerator: Accelerator, description: str,
 ) -> Iterator[Tuple[torch.Tensor, torch.Tensor]]:
-    """float32 logits and targets of each batch, of all processes and without the padding that evens them out."""
+    """float32 logits and targets of each batch from all processes, without the samples that pad the last batch."""
     model.eval()
     normalize = Normalize.of(model, accelerator.device)
     for images, targets in tqdm(loader, desc=description, leave=False):
         images = normalize(images)
         with accelerator.autocast():
             logits = model(images)
-        # gathering the whole after the loop would keep the padding
-        yield accelerator.gather_for_metrics((logits.float(), targets))
+        # gathering once after the loop would keep the padding
+        logits, targets = accelerator.gather_for_metrics((logits.float(), targets))
+        _refuse_nan(logits)
+        yield logits, targets
 
 
 def predict_logits(
@@ -71,55 +90,117 @@ def predict_logits(
         accelerator: Accelerator,
         description: str = 'evaluate',
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Run a model over a prepared loader.
+    """Run a model on all images of a loader.
 
     Args:
-        model: Not wrapped for DDP, on the accelerator's device; left in eval mode.
-        loader: Of (images, targets), prepared by the accelerator, not shuffled; uint8 images are normalized here, as
-            the model's config says.
-        accelerator: Gathers batches and drops the samples that even out the processes.
+        model: Not wrapped for DDP, on the device of the accelerator. It is left in evaluation mode.
+        loader: Gives (images, targets), prepared by the accelerator, not shuffled. uint8 images are normalized for the
+            model.
+        accelerator: Gathers batches and drops the samples that pad the last one.
         description: Text of the progress bar.
 
     Returns:
-        float32 logits and targets (N, num_classes) on the CPU, N = len(loader.dataset), in its order, the same on every
-        process.
+        float32 logits and targets (N, num_classes) on the CPU, N = len(loader.dataset), in the order of the data set,
+        the same in every process.
 
     Raises:
-        InputError: A logit is NaN, or a stream has fewer images than its length says.
+        InputError: A logit is NaN.
     """
     batches = [(logits.cpu(), targets.cpu()) for logits, targets in _gathered(model, loader, accelerator, description)]
     logits, targets = (torch.cat(parts) for parts in zip(*batches))
-    if len(logits) != len(loader.dataset):
-        raise InputError(
-            f'The data set gave {len(logits)} of {len(loader.dataset)} images: a stream needs its true val_length=.')
-    _refuse_nan(logits)
+    assert len(logits) == len(loader.dataset)
     return logits, targets
 
 
-def _refuse_nan(logits: torch.Tensor) -> None:
-    sick = logits.isnan().any(dim=1)
-    if sick.any():
-        raise InputError(
-            f'The model gives NaN for {int(sick.sum())} of {len(sick)} images. Its weights are broken, or'
-            ' --mixed-precision is too narrow for it.')
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of a model on a data set.
+
+    Attributes:
+        dataset: The evaluated data set.
+        logits: float32 (N, num_classes) in its order.
+        targets: 1 present, 0 absent, -1 unknown or unreadable image, (N, num_classes).
+        threshold: Probability above which a label is predicted, one for all classes or one per class.
+        scores: All scores.
+    """
+    dataset: MultiLabelDataset
+    logits: torch.Tensor
+    targets: torch.Tensor
+    threshold: Threshold
+    scores: MultiLabelScores
+
+    @classmethod
+    def of(
+            cls,
+            dataset: MultiLabelDataset,
+            logits: torch.Tensor,
+            targets: torch.Tensor,
+            threshold: Threshold = 0.5,
+            top3_above_threshold: bool = True,
+    ) -> 'Evaluation':
+        """Compute the scores of logits. Args and errors as for `timm_fan.metrics.evaluate_logits`."""
+        scores = evaluate_logits(logits, targets, dataset.class_names, threshold, top3_above_threshold)
+        return cls(dataset, logits, targets, threshold, scores)
+
+    def intervals(self, samples: int = 1000) -> Dict[str, Interval]:
+        """95% intervals of mAP, CF1 and OF1 over images, from so many resamples; empty for 0."""
+        return bootstrap(self.logits, self.targets, self.threshold, samples) if samples else {}
+
+    def groups(self) -> GroupScores:
+        """Scores of the rarest classes, of the smallest classes, and by the size of objects."""
+        return score_groups(self.scores, self.logits, self.targets, self.dataset, self.threshold)
+
+    def to_dict(
+            self,
+            intervals: Optional[Dict[str, Interval]] = None,
+            groups: Optional[GroupScores] = None,
+    ) -> Dict[str, Any]:
+        """Scores, intervals and groups for JSON."""
+        content = self.scores.to_dict()
+        if intervals:
+            content['intervals'] = {name: asdict(interval) for name, interval in intervals.items()}
+        if groups is not None:
+            content['groups'] = asdict(groups)
+        return content
 
 
-def predict_binned(
+def evaluate(
         model: nn.Module,
         loader: DataLoader,
         accelerator: Accelerator,
-        threshold: Union[float, Sequence[float]] = 0.5,
+        threshold: Threshold = 0.5,
+        top3_above_threshold: bool = True,
+        description: str = 'evaluate',
+) -> Evaluation:
+    """Evaluate a model on all images of a loader, the same in every process.
+
+    Args:
+        model, loader, accelerator, description: As for `predict_logits`.
+        threshold: Probability above which a label is predicted, one for all classes or one per class.
+        top3_above_threshold: Protocol of the Top-3 scores, see `timm_fan.metrics.evaluate_logits`.
+
+    Raises:
+        InputError: A logit is NaN, or no label is known.
+    """
+    logits, targets = predict_logits(model, loader, accelerator, description)
+    return Evaluation.of(loader.dataset, logits, targets, threshold, top3_above_threshold)
+
+
+def evaluate_binned(
+        model: nn.Module,
+        loader: DataLoader,
+        accelerator: Accelerator,
+        threshold: Threshold = 0.5,
         top3_above_threshold: bool = True,
 ) -> BinnedScores:
-    """Evaluate without keeping scores, however many images there are; arguments as in `predict_logits`."""
+    """`evaluate` in constant memory for any number of images, with bounds for mAP."""
     evaluator = None
     for logits, targets in _gathered(model, loader, accelerator, 'evaluate'):
         if evaluator is None:
             evaluator = BinnedEvaluator(
                 logits.shape[1], threshold=threshold, top3_above_threshold=top3_above_threshold)
-        _refuse_nan(logits)
         evaluator.update(logits, targets)
     scores = evaluator.compute()
     if not scores.num_images:
-        raise InputError('No label of the data set is known: there is nothing to evaluate.')
+        raise InputError(NOTHING_KNOWN)
     return scores

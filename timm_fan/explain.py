@@ -1,36 +1,38 @@
-"""Where on an image a model sees a class: maps over the photograph, and how well they fit the boxes.
+"""Where in an image a model sees a class: maps over the photograph, and how well they match the boxes.
 
 Grad-CAM, https://arxiv.org/abs/1610.02391, on the fused features. With average pooling before the linear classifier it
-is CAM (https://arxiv.org/abs/1512.04150), which the paper's Figure 4 shows.
+equals CAM (https://arxiv.org/abs/1512.04150), which Figure 4 of the paper shows.
 """
-import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import create_transform
 from timm.layers import Format
 
 from .data import UNREADABLE, MultiLabelDataset
 from .errors import InputError
 from .models import FAN
+from .prediction import Predictor
 
-__all__ = ['Localization', 'activation_maps', 'attention_maps', 'box_mask', 'crop_box', 'localization', 'overlay']
+Box = Tuple[float, float, float, float]
+# model, image (3, H, W), class indices -> maps (n, H, W), logits (num_classes,)
+Maps = Callable[[nn.Module, torch.Tensor, Sequence[int]], Tuple[torch.Tensor, torch.Tensor]]
 
 
 def _fit(maps: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """(n, h, w) without negative values -> (n, H, W) in 0..1, the highest of each at 1."""
+    """Non-negative maps (n, h, w) -> (n, H, W) in 0..1, each with a maximum of 1"""
     maps = F.interpolate(maps[:, None], tuple(size), mode='bilinear', align_corners=False)[:, 0]
     return maps / maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
 def _grad_cam(model: nn.Module, features: torch.Tensor, classes: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
     if features.ndim != 4:
-        raise InputError(f'{type(model).__name__} has no feature map to explain, but {tuple(features.shape)}.')
+        raise InputError(
+            f'{type(model).__name__} has no feature map to explain, but features of shape {tuple(features.shape)}.')
     channels_last = getattr(model, 'output_fmt', None) == Format.NHWC  # Swin and others
     spatial, channels = ((1, 2), 3) if channels_last else ((2, 3), 1)
     with torch.enable_grad():
@@ -48,16 +50,16 @@ def activation_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int
     """Grad-CAM of some classes on the last feature map before the head.
 
     Args:
-        model: With timm's `forward_features` that gives (B, C, h, w), or (B, h, w, C) as its `output_fmt` says, in
-            evaluation mode.
-        image: (3, H, W), normalized.
-        classes: Of the logits to explain, at least one.
+        model: A timm model in evaluation mode whose `forward_features` returns (B, C, h, w), or (B, h, w, C) according
+            to its `output_fmt`.
+        image: Normalized image (3, H, W).
+        classes: Class indices to explain, at least one.
 
     Returns:
-        A map for each class (n, H, W) in 0..1, all 0 where nothing speaks for it; and the logits (num_classes,).
+        A map for each class (n, H, W) in 0..1, all 0 if no evidence was found, and the logits (num_classes,).
 
     Raises:
-        InputError: The model's features are no map.
+        InputError: The features of the model are not a map.
     """
     with torch.no_grad():
         features = model.forward_features(image[None])
@@ -66,15 +68,15 @@ def activation_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int
 
 
 def attention_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Where the positions that speak for a class look, in the CLN: its attention (Eq. 5), averaged by their Grad-CAM.
+    """What the positions with evidence for a class attend to in the CLN: its attention (Eq. 5), weighted by Grad-CAM.
 
-    Args and returns as of `activation_maps`.
+    Args and returns as for `activation_maps`.
 
     Raises:
-        InputError: The model is no FAN, or one without a CLN.
+        InputError: The model is not a FAN with a CLN.
     """
     if not isinstance(model, FAN) or model.cln is None:
-        raise InputError('Only a FAN with its CLN has an attention to show, this model has none.')
+        raise InputError('Only a FAN with a CLN has attention to show, this model has none.')
     inputs: List[Tuple[torch.Tensor, ...]] = []
     handle = model.cln.register_forward_pre_hook(lambda _, tensors: inputs.append(tensors))
     try:
@@ -89,52 +91,37 @@ def attention_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int]
     return _fit((weights @ attention).view_as(cams), image.shape[1:]), logits
 
 
-def crop_box(size: Tuple[int, int], data_config: Dict[str, Any]) -> Tuple[float, float, float, float]:
-    """Left, top, right, bottom of what timm's evaluation transform shows of a photograph, in its pixels.
-
-    Args:
-        size: Width and height of the photograph.
-        data_config: As of `timm.data.resolve_model_data_config`.
-    """
-    width, height = size
-    rows, columns = data_config['input_size'][1:]
-    if data_config['crop_mode'] == 'squash':
-        part = min(1., data_config['crop_pct'])
-        w, h = part * width, part * height
-    else:
-        scale = math.floor(rows / data_config['crop_pct']) / min(width, height)
-        w, h = min(width, columns / scale), min(height, rows / scale)
-    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
-
-
-def overlay(photo: Image.Image, cam: torch.Tensor, box: Tuple[float, float, float, float]) -> Image.Image:
-    """The photograph with the map over the part that the network saw; the rest, which it did not see, is dimmed.
+def overlay(photo: Image.Image, cam: torch.Tensor, box: Box) -> Image.Image:
+    """The photograph with a map over the part that the network saw. The rest is dimmed.
 
     Args:
         photo: RGB.
-        cam: (H, W) in 0..1, from blue over yellow to red.
-        box: Of `crop_box`.
+        cam: (H, W) in 0..1, shown from blue over yellow to red.
+        box: Left, top, right, bottom of that part, from `EvalCrop.box`.
     """
     left, top, right, bottom = (round(v) for v in box)
     size = max(1, right - left), max(1, bottom - top)
     heat = Image.fromarray((255 * cam.cpu().numpy()).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    # what the network saw beyond the edges was padding
+    inside = max(0, left), max(0, top), min(photo.width, left + size[0]), min(photo.height, top + size[1])
+    heat = heat.crop((inside[0] - left, inside[1] - top, inside[2] - left, inside[3] - top))
     heat = np.asarray(heat, np.float32)[:, :, None] / 255
-    # strong where the class is, and the photograph itself where it is not
     colors = np.concatenate([np.clip(4 * heat - 1, 0, 1), np.clip(2 - abs(4 * heat - 2.4), 0, 1),
                              np.clip(1.5 - 3 * heat, 0, 1)], axis=2)
-    pixels = np.asarray(photo, np.float32) * 0.45
-    seen = np.asarray(photo, np.float32)[top:top + size[1], left:left + size[0]]
-    alpha = 0.65 * np.sqrt(heat)
-    pixels[top:top + size[1], left:left + size[0]] = (1 - alpha) * seen + alpha * 255 * colors
-    return Image.fromarray(pixels.round().astype(np.uint8))
+    alpha = 0.65 * np.sqrt(heat)  # opaque where the class is, transparent where it is not
+    pixels = np.asarray(photo, np.float32)
+    seen = (slice(inside[1], inside[3]), slice(inside[0], inside[2]))
+    result = pixels * 0.45
+    result[seen] = (1 - alpha) * pixels[seen] + alpha * 255 * colors
+    return Image.fromarray(result.round().astype(np.uint8))
 
 
-def box_mask(boxes: np.ndarray, seen: Tuple[float, float, float, float], size: Tuple[int, int]) -> torch.Tensor:
-    """Which pixels of the network's input lie in some box, bool (H, W); a pixel counts by its centre.
+def box_mask(boxes: np.ndarray, seen: Box, size: Tuple[int, int]) -> torch.Tensor:
+    """Pixels of the network's input whose centre is inside a box, bool (H, W)
 
     Args:
         boxes: x, y, width, height in pixels of the photograph, (n, 4).
-        seen: Of `crop_box`.
+        seen: Left, top, right, bottom of the part that the network saw, from `EvalCrop.box`.
         size: Height and width of the input.
     """
     left, top, right, bottom = seen
@@ -148,15 +135,15 @@ def box_mask(boxes: np.ndarray, seen: Tuple[float, float, float, float], size: T
 
 @dataclass(frozen=True)
 class Localization:
-    """How well a model's maps lie on the objects, each a mean over classes in 0..1.
+    """How well the maps of a model match the objects, each a mean over classes in 0..1.
 
     Attributes:
-        pointing: Share of the labels whose map is highest within a box of the class (the pointing game).
-        energy: Share of the map's sum that lies within the boxes; a map of zeros has none there.
-        centre: `pointing` of a map that is highest in the image's centre.
-        area: `energy` of a uniform map: the share of the image that the boxes cover.
-        labels: Pairs of an image and a present class that were looked at.
-        per_class: Class name -> its pointing and energy, for the classes that were looked at.
+        pointing: Share of the labels whose map has its maximum in a box of the class (the pointing game).
+        energy: Share of the sum of the map that is inside the boxes, 0 for a map of zeros.
+        centre: `pointing` of a map with its maximum in the centre of the image.
+        area: `energy` of a uniform map, the share of the image that the boxes cover.
+        labels: Number of pairs of an image and a present class.
+        per_class: Class name -> pointing and energy, for the classes with labels.
     """
     pointing: float
     energy: float
@@ -166,34 +153,38 @@ class Localization:
     per_class: Dict[str, Tuple[float, float]]
 
 
-def localization(
-        model: nn.Module,
-        dataset: MultiLabelDataset,
-        data_config: Dict[str, Any],
-        indices: Optional[Sequence[int]] = None,
-        maps: Callable = activation_maps,
-) -> Localization:
-    """The pointing game and the energy-based one, over the present labels of a data set with boxes.
+def _measure(cam: torch.Tensor, mask: torch.Tensor) -> Tuple[float, float, float, float]:
+    """Pointing, energy, centre and area of one map and the mask of its boxes."""
+    highest = mask.flatten()[cam.flatten().argmax()] if cam.any() else False
+    energy = (cam * mask).sum() / cam.sum().clamp(min=torch.finfo(cam.dtype).tiny)
+    centre = mask[mask.shape[0] // 2, mask.shape[1] // 2]
+    return float(highest), float(energy), float(centre), float(mask.float().mean())
 
-    A label counts if one of its boxes reaches into what the network sees of the photograph. Predicted or not, its map
-    is asked where it is highest; the authors' tolerance of 15 pixels around a box is not given.
+
+def localization(
+        predictor: Predictor,
+        dataset: MultiLabelDataset,
+        indices: Optional[Sequence[int]] = None,
+        maps: Maps = activation_maps,
+) -> Localization:
+    """The pointing game and the energy-based pointing game over the present labels of a data set with boxes.
+
+    A label counts if the model sees a part of one of its boxes, whether it predicts the label or not. There is no
+    tolerance around a box; the authors allow 15 pixels.
 
     Args:
-        model: In evaluation mode.
-        dataset: With boxes; its transform is not used.
-        data_config: The model's, as of `timm.data.resolve_model_data_config`.
-        indices: Images to look at, by default all.
+        predictor: The model.
+        dataset: A data set with boxes. Its transform is not used.
+        indices: Images to measure, by default all.
         maps: `activation_maps` or `attention_maps`.
 
     Raises:
-        InputError: The data set has no boxes, or none of them can be seen.
+        InputError: The data set has no boxes, or the model sees none of them.
 
     Source: https://arxiv.org/abs/1608.00507, Section 4.2, and https://arxiv.org/abs/1910.01279, Section 4.2.2.
     """
     if dataset.boxes is None:
-        raise InputError('The pointing game needs boxes, which this data set has not.')
-    device, transform = next(model.parameters()).device, create_transform(**data_config)
-    size = tuple(data_config['input_size'][1:])
+        raise InputError('The pointing game requires boxes, and this data set has none.')
     found: Dict[int, List[Tuple[float, float, float, float]]] = {}
     for index in range(len(dataset)) if indices is None else indices:
         boxes, labels = dataset.boxes[index]
@@ -201,22 +192,20 @@ def localization(
             photo = dataset.load(index)
         except UNREADABLE:
             continue
-        if tuple(dataset.boxes.sizes[index]) not in (photo.size, (0, 0)):
-            continue  # turned by its EXIF orientation, its boxes are not
-        seen = crop_box(photo.size, data_config)
-        target = dataset.target(index)
-        masks = {c: box_mask(boxes[labels == c], seen, size) for c in sorted(set(labels.tolist())) if target[c] == 1}
+        if not dataset.boxes.fit(index, photo.size):
+            continue
+        crop, target = predictor.crop(photo), dataset.target(index)
+        seen = crop.box(*photo.size)
+        present = [c for c in sorted(set(labels.tolist())) if target[c] == 1]
+        masks = {c: box_mask(boxes[labels == c], seen, crop.size) for c in present}
         masks = {c: mask for c, mask in masks.items() if mask.any()}
         if not masks:
             continue
-        cams, _ = maps(model, transform(photo).to(device), list(masks))
+        cams, _ = maps(predictor.model, predictor.prepare([photo])[0], list(masks))
         for cam, (c, mask) in zip(cams.cpu(), masks.items()):
-            highest = mask.flatten()[cam.flatten().argmax()] if cam.any() else False
-            energy = (cam * mask).sum() / cam.sum().clamp(min=torch.finfo(cam.dtype).tiny)
-            found.setdefault(c, []).append((
-                float(highest), float(energy), float(mask[size[0] // 2, size[1] // 2]), float(mask.float().mean())))
+            found.setdefault(c, []).append(_measure(cam, mask))
     if not found:
-        raise InputError('No label has a box within what the model sees of its images.')
+        raise InputError('The model sees no box of a label on these images.')
     means = {c: np.mean(rows, axis=0) for c, rows in sorted(found.items())}
     pointing, energy, centre, area = np.mean(list(means.values()), axis=0).tolist()
     return Localization(

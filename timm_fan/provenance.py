@@ -1,4 +1,4 @@
-"""Where a result comes from: machine, versions, revision, and the very bytes of the weights."""
+"""Where a result comes from: hardware, versions, revision, and the hash of the weights."""
 import hashlib
 import os
 import platform
@@ -11,34 +11,32 @@ import torch
 
 from .version import __version__
 
-__all__ = ['environment', 'file_sha256']
-
 _PACKAGES = ('torch', 'torchvision', 'timm', 'accelerate', 'numpy', 'pillow')
 
 
 def file_sha256(file: Union[str, Path]) -> str:
-    """SHA-256 of a file's content in hexadecimal digits, the Hub's name for a weights file."""
+    """SHA-256 of a file in hexadecimal, by which the Hub identifies a weights file."""
     with open(file, 'rb') as opened:
         return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
 def _cpu_name() -> str:
     try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        lines = Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
         return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
 
 def _git_revision() -> Optional[str]:
-    """Commit of the checkout that this package runs from, with `+` where files differ from it; None outside of one."""
+    """Commit of the checkout that contains this package, with `+` after it if files differ; None outside a checkout."""
     git = ['git', '-C', str(Path(__file__).parent)]
+    options = dict(capture_output=True, encoding='utf-8', errors='replace', check=True)
     try:
-        # an installed package may lie within someone else's checkout
-        subprocess.run([*git, 'ls-files', '--error-unmatch', Path(__file__).name], capture_output=True, check=True)
-        head = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run(
-            [*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True, check=True).stdout
+        # an installed package may be inside another project's checkout
+        subprocess.run([*git, 'ls-files', '--error-unmatch', Path(__file__).name], **options)
+        head = subprocess.run([*git, 'rev-parse', 'HEAD'], **options).stdout.strip()
+        changed = subprocess.run([*git, 'status', '--porcelain', '--untracked-files=no'], **options).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ('+' if changed.strip() else '')
@@ -48,11 +46,11 @@ def environment(device: Union[str, torch.device] = 'cpu', num_processes: int = 1
     """Hardware, versions and git revision of this process.
 
     Args:
-        device: That is computed on.
-        num_processes: That compute together.
+        device: Device of the computation.
+        num_processes: Number of processes that share it.
 
     Returns:
-        `hardware`, a line of text; `versions`, package -> version; `git_revision`, None outside a checkout.
+        `hardware`, one line of text; `versions`, package -> version; `git_revision`, None outside a checkout.
     """
     if torch.device(device).type == 'cuda':
         hardware = f'{num_processes} x {torch.cuda.get_device_name(device)}'

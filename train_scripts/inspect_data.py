@@ -1,29 +1,31 @@
 #!/usr/bin/env python3
-"""Look at a data source before training on it: classes, counts, empty images, unknown labels, duplicates, overlap.
+"""Inspect a data source before training on it: classes, counts, empty images, unknown labels, duplicates, overlap.
 
     python train_scripts/inspect_data.py --data coco2014 --data-dir /data/coco --figures figures
     python train_scripts/inspect_data.py --data 'table:labels_{split}.csv' --data-dir /data/mine
 """
 import argparse
 import json
-import sys
+from dataclasses import asdict
 from typing import Any, Dict, List
 
+from command_line import add_data_arguments, create_parser, run_program
+
 from timm_fan import InputError
-from timm_fan.data import SOURCES, MultiLabelDataset, create_dataset
-from timm_fan.errors import exit_on_input_error
-from timm_fan.statistics import DatasetStatistics, describe, draw_statistics, scan_images
+from timm_fan.data import MultiLabelDataset, create_splits
+from timm_fan.data.statistics import DatasetStatistics, describe, scan_images
+from timm_fan.files import printable
+from timm_fan.report import draw_statistics, percent
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = create_parser(__doc__)
     add = parser.add_argument
-    add('--data', default='scenes', help=f'NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)} (default: scenes)')
-    add('--data-dir', default='data', help='folder of the data set (default: %(default)s)')
-    add('--quick', action='store_true', help='annotations alone: no search for duplicates and unreadable images')
-    add('--figures', help='draw the statistics of the training split into this folder (the paper\'s Figure 1)')
+    add_data_arguments(parser)
+    add('--quick', action='store_true', help='only read annotations, without a search for bad images and duplicates')
+    add('--figures', metavar='DIR', help='plot the statistics of the training split into this folder')
     add('--json', action='store_true', help='print everything as JSON')
-    return parser.parse_args()
+    return parser
 
 
 def images_report(datasets: Dict[str, MultiLabelDataset]) -> Dict[str, Any]:
@@ -44,26 +46,25 @@ def images_report(datasets: Dict[str, MultiLabelDataset]) -> Dict[str, Any]:
 def print_statistics(split: str, statistics: DatasetStatistics) -> None:
     total = sum(n * k for n, k in enumerate(statistics.labels_per_image))
     print(f'{split}: {statistics.num_images} images, {len(statistics.class_names)} classes,'
-          f' {total / statistics.num_images:.2f} labels an image, {statistics.num_empty} images without a label,'
+          f' {total / statistics.num_images:.2f} labels per image, {statistics.num_empty} images without a label,'
           f' {sum(statistics.unknown)} unknown labels, {statistics.num_boxes} boxes')
     without = [n for n, k in zip(statistics.class_names, statistics.present) if not k]
     if without:
         print(f'{split}: no image of {len(without)} classes: {", ".join(without[:20])}')
 
 
-def print_classes(statistics: Dict[str, DatasetStatistics]) -> None:
-    train, val = statistics['train'], statistics['val']
+def print_classes(train: DatasetStatistics, val: DatasetStatistics) -> None:
     print(f'\n{"class":<24}{"train":>8}{"val":>8}{"unknown":>9}{"scale %":>9}')
     for i in sorted(range(len(train.class_names)), key=lambda i: -train.present[i]):
-        scale = train.scales[i] if train.scales else None
+        scale = percent(train.scales[i], '9.1f') if train.scales else ''
         print(f'{train.class_names[i]:<24}{train.present[i]:>8}{val.present[i]:>8}'
-              f'{train.unknown[i] + val.unknown[i]:>9}' + (f'{100 * scale:>9.1f}' if scale is not None else ''))
+              f'{train.unknown[i] + val.unknown[i]:>9}{scale}')
 
 
 def print_images(report: Dict[str, Any]) -> None:
     def some(lines: List[str]) -> None:
         for line in lines[:20]:
-            print(f'  {line}')
+            print(f'  {printable(line)}')
         if len(lines) > 20:
             print(f'  ... and {len(lines) - 20} more (--json lists them)')
 
@@ -77,39 +78,28 @@ def print_images(report: Dict[str, Any]) -> None:
     some([' = '.join(pair) for pair in report['overlap']])
 
 
-def main() -> None:
-    args = parse_args()
-    datasets: Dict[str, MultiLabelDataset] = {}
-    problems: List[str] = []
-    for split in ('train', 'val'):
-        names = datasets['train'].class_names if 'train' in datasets else None
-        try:
-            datasets[split] = create_dataset(args.data, args.data_dir, split, class_names=names)
-        except InputError as error:
-            if not error.problems:
-                raise
-            problems += [f'{split}: {p}' for p in error.problems]
-    if problems:
-        sys.stdout.write('\n'.join(problems) + '\n')
-        raise InputError(f'{args.data}: {len(problems)} problems, listed above.')
-    if datasets['train'].class_names != datasets['val'].class_names:
-        raise InputError(f'{args.data}: the training and validation files list different classes.')
-    if not all(isinstance(d, MultiLabelDataset) for d in datasets.values()):
-        raise InputError('A stream cannot be inspected: leave streaming=true out.')
+def main(args: argparse.Namespace) -> None:
+    try:
+        train, val = create_splits(args.data, args.data_dir)
+    except InputError as error:
+        if not error.problems:
+            raise
+        print('\n'.join(error.problems))
+        raise InputError(f'{args.data}: {len(error.problems)} problems, listed above.') from error
+    datasets = dict(train=train, val=val)
     statistics = {split: describe(dataset) for split, dataset in datasets.items()}
     report = {} if args.quick else images_report(datasets)
     if args.json:
-        print(json.dumps({**{k: s.to_dict() for k, s in statistics.items()}, **report}, indent=2))
+        print(json.dumps({**{k: asdict(s) for k, s in statistics.items()}, **report}, indent=2))
     else:
         for split, found in statistics.items():
             print_statistics(split, found)
-        print_classes(statistics)
+        print_classes(**statistics)
         if report:
             print_images(report)
     if args.figures:
-        draw_statistics(args.figures, datasets['train'])
+        draw_statistics(args.figures, train)
 
 
 if __name__ == '__main__':
-    with exit_on_input_error():
-        main()
+    run_program(build_parser(), main)

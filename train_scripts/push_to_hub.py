@@ -1,87 +1,94 @@
 #!/usr/bin/env python3
-"""Publish a trained model on the Hugging Face Hub: safetensors, config.json, a model card, and the run's records.
+"""Publish a trained model on the Hugging Face Hub: safetensors, config.json, a model card, and the records of the run.
 
     python train_scripts/push_to_hub.py runs/scenes me/fan_scenes --dry-run
     python train_scripts/push_to_hub.py runs/scenes me/fan_scenes --private
     python train_scripts/push_to_hub.py --update-cards                           # those in hub_cards/
 
-Log in first (hf auth login, or HF_TOKEN). Repeated, it sends what changed, as one commit.
+Log in first, with hf auth login or HF_TOKEN. Repeated, it sends what has changed in one commit.
 """
 import argparse
 import sys
+import tempfile
 from pathlib import Path
+from typing import List
 
 import timm
+from command_line import create_parser, run_program
+from huggingface_hub import ModelCard
 
 from timm_fan import InputError
-from timm_fan.card import RUN_FOLDERS, card_of_run, card_of_variant, published_files
-from timm_fan.errors import exit_on_input_error
-from timm_fan.files import write_text
-from timm_fan.hub import PushedFile, compare_with_repo, push_files
+from timm_fan.files import read_text, write_text
+from timm_fan.publish.card import DELETE_PATTERNS, card_of_run, card_of_variant, is_unmeasured, write_publication
+from timm_fan.publish.push import PushedFile, PushOptions, compare_with_repo, push_folder
 
 CARDS = Path(__file__).resolve().parents[1] / 'hub_cards'
-UNMEASURED = 'Nothing has been measured yet'
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    parser = create_parser(__doc__)
     add = parser.add_argument
-    add('folder', nargs='?', help='run or model folder of train.py')
+    add('folder', nargs='?', help='run or model folder')
     add('repo', nargs='?', help='owner/name on the Hub')
-    add('--dry-run', action='store_true', help='show the card and what would be sent, and send nothing')
+    add('--dry-run', action='store_true', help='show the card and the files, and send nothing')
     add('--private', action='store_true', help='make a new repository private')
-    add('--revision', help='push to this branch, which is created if need be')
+    add('--revision', metavar='BRANCH', help='push to this branch, created if it does not exist')
     add('--pr', action='store_true', help='open a pull request')
-    add('--message', default='Upload model', help='of the commit (default: %(default)s)')
-    add('--license', help="of the weights (default: the pretrained backbone's, or apache-2.0)")
-    add('--data-license', help='a sentence for the card on the licence of the data, where timm_fan does not know it')
-    add('--card', help='write the card into this file too, e.g. hub_cards/NAME.TAG.md')
-    add('--update-cards', action='store_true', help='rewrite the cards in hub_cards/ that hold no figures')
-    args = parser.parse_args()
-    if args.update_cards == bool(args.repo):
-        parser.error('give FOLDER and REPO, or --update-cards alone')
-    return args
+    add('--message', default='Upload model', help='commit message (default: %(default)s)')
+    add('--license', help='licence of the weights (default: that of the pretrained backbone, or apache-2.0)')
+    add('--data-license', metavar='TEXT', help='sentence for the card about the licence of the data')
+    add('--card', type=Path, metavar='FILE', help='also write the card to this file, e.g. hub_cards/NAME.TAG.md')
+    add('--update-cards', action='store_true', help='rewrite the cards in hub_cards/ that have no scores')
+    return parser
 
 
 def update_cards() -> None:
     for name in timm.list_models('fan*', module='fan'):
         tag = timm.get_pretrained_cfg(name).tag
         file = CARDS / (f'{name}.{tag}.md' if tag else f'{name}.md')
-        if not file.is_file() or UNMEASURED in file.read_text():
-            write_text(file, str(card_of_variant(name, CARDS / 'template.md')))
+        if not file.is_file() or is_unmeasured(read_text(file)):
+            write_text(file, str(card_of_variant(name)))
 
 
-def main() -> None:
-    args = parse_args()
+def print_changes(changes: List[PushedFile]) -> None:
+    for change in changes:
+        print(f'{change.state:<8} {change.size / 1e6:10.3f} MB  {change.name}')
+
+
+def show(folder: Path, card: ModelCard, repo: str, options: PushOptions) -> None:
+    """Print what would be sent."""
+    print(card)
+    try:
+        changes = compare_with_repo(folder, repo, options)
+    except InputError as error:
+        sys.stderr.write(f'The content of the repository is unknown: {error}\n')
+        files = sorted(file for file in folder.rglob('*') if file.is_file())
+        changes = [PushedFile(f.relative_to(folder).as_posix(), f.stat().st_size, '?') for f in files]
+    print_changes(changes)
+    print(f'Nothing was sent to {repo}.')
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.update_cards == bool(args.repo):
+        raise InputError('Give FOLDER and REPO, or `update_cards` alone.')
     if args.update_cards:
         update_cards()
         return
-    card = card_of_run(args.folder, args.repo, CARDS / 'template.md', args.license, args.data_license)
-    files = {'README.md': str(card).encode(), **published_files(args.folder)}
+    card = card_of_run(args.folder, args.repo, args.license, args.data_license)
     if args.card:
-        Path(args.card).parent.mkdir(parents=True, exist_ok=True)
+        args.card.parent.mkdir(parents=True, exist_ok=True)
         write_text(args.card, str(card))
-    if args.dry_run:
-        print(card)
-        try:
-            changes = compare_with_repo(files, args.repo, args.revision, RUN_FOLDERS)
-        except InputError as error:
-            sys.stderr.write(f'What the repository holds is not known: {error}\n')
-            sizes = {k: len(v) if isinstance(v, bytes) else v.stat().st_size for k, v in files.items()}
-            changes = [PushedFile(name, size, '?') for name, size in sizes.items()]
-    else:
-        commit, changes = push_files(
-            files, args.repo, args.message, args.private, args.revision, args.pr, RUN_FOLDERS)
-    for change in changes:
-        print(f'{change.state:<8} {change.size / 1e6:10.3f} MB  {change.name}')
-    if args.dry_run:
-        print(f'Nothing was sent to {args.repo}.')
-    elif commit is None:
-        print(f'{args.repo} holds all of it already.')
-    else:
-        print(commit.pr_url or commit.commit_url)
+    options = PushOptions(args.message, args.private, args.revision, args.pr, DELETE_PATTERNS)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_publication(args.folder, card, folder)
+        if args.dry_run:
+            show(folder, card, args.repo, options)
+            return
+        changes, commit = push_folder(folder, args.repo, options)
+        print_changes(changes)
+        print(f'{args.repo} is up to date.' if commit is None else commit.pr_url or commit.commit_url)
 
 
 if __name__ == '__main__':
-    with exit_on_input_error():
-        main()
+    run_program(build_parser(), main)

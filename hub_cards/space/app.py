@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A page to try models on: labels of a photograph with their probabilities, and where the network looked.
+"""A page to try models: labels of a photograph with their probabilities, and where the network looked.
 
     python hub_cards/space/app.py runs/scenes          # run folders or hf-hub:REPO; then open the printed URL
 
@@ -11,26 +11,23 @@ import os
 from typing import List, Tuple
 
 import gradio as gr
-import torch
-from timm.data import create_transform, resolve_model_data_config
 
 from timm_fan import InputError
 from timm_fan.data import UNREADABLE, load_image
-from timm_fan.errors import exit_on_input_error
-from timm_fan.explain import activation_maps, crop_box, overlay
-from timm_fan.models import label_names, load_model, model_thresholds
+from timm_fan.explain import activation_maps, overlay
+from timm_fan.prediction import Predictor
 
 ABOUT = """
 # What is on the photograph?
 
-Drop a photograph, or pick one. The network gives **each** label a probability of its own, so that an image may have
-many labels or none. Move the threshold to see more or fewer of them, and **pick a label to see where the network
-looked**: red is where it found most of it.
+Drop a photograph here, or choose one. The network gives **each** label its own probability, so that an image can have
+many labels or none. Move the threshold to see more or fewer of them, and **choose a label to see where the network
+looked**: red marks the strongest evidence.
 """
 LIMITS = """
-The network knows the labels that it was trained on and nothing else, misses small and rare things more often than
-others, and its probabilities are not calibrated. The dimmed edge of a photograph is cropped away before the network
-sees it. Uploads are deleted from the server within two hours.
+The network only knows the labels that it was trained on, misses small and rare objects more often than others, and its
+probabilities are not calibrated. The dimmed edge of a photograph is cropped before the network sees it. Uploads are
+deleted from the server within two hours.
 """
 CSS = '.gradio-container {max-width: 70rem !important} #labels label {min-height: 2.5rem}'
 WHERE = 'Where the network looked'
@@ -38,52 +35,51 @@ FONT = ['system-ui', 'sans-serif']
 
 
 @functools.lru_cache(maxsize=4)
-def open_model(source: str):
-    model = load_model(source)
-    return model, resolve_model_data_config(model)
+def open_model(source: str) -> Predictor:
+    return Predictor.load(source)
 
 
 @functools.lru_cache(maxsize=16)
 def probabilities(file: str, source: str) -> List[float]:
-    model, config = open_model(source)
-    with torch.inference_mode():
-        return model(create_transform(**config)(load_image(file))[None]).sigmoid()[0].tolist()
+    return open_model(source).probabilities([load_image(file)])[0].tolist()
 
 
 def default_threshold(source: str) -> float:
-    """The model's own where it has one for all classes."""
-    threshold = model_thresholds(open_model(source)[0])
-    values = {threshold} if isinstance(threshold, float) else set(threshold)
+    """The threshold of the model, if it is the same for all classes."""
+    values = set(open_model(source).thresholds.tolist())
     return round(values.pop(), 2) if len(values) == 1 else 0.5
 
 
 def name_labels(file: str, source: str, threshold: float) -> Tuple[str, dict, dict]:
-    """A sentence, the labels above the threshold to choose from, and no map yet."""
+    """A sentence, the labels above the threshold, and no map yet."""
     no_labels, no_map = gr.Radio(choices=[], value=None, visible=False), gr.Image(None, label=WHERE)
     if not file:
         return 'No photograph yet.', no_labels, no_map
     try:
         values = probabilities(file, source)
+    except InputError as error:
+        return f'⚠️ **{error}**', no_labels, no_map
     except UNREADABLE:
         return '⚠️ **This file is not a photograph that can be read.** Try a JPEG, PNG or WebP.', no_labels, no_map
-    names = label_names(open_model(source)[0])
+    names = open_model(source).names
     found = sorted(zip(values, names), reverse=True)
     choices = [(f'{name}  {100 * p:.0f} %', name) for p, name in found if p > threshold]
-    best = f'The likeliest is {found[0][1]} with {100 * found[0][0]:.0f} %.'
+    best = f'The most likely one is {found[0][1]} with {100 * found[0][0]:.0f} %.'
     text = f'**{len(choices)} of {len(names)} labels** above {threshold:.2f}.'
-    text += ' Pick one to see where the network looked.' if choices else f' {best} Lower the threshold to see it.'
+    text += ' Choose one to see where the network looked.' if choices else f' {best} Lower the threshold to see it.'
     return text, gr.Radio(choices=choices, value=None, visible=bool(choices)), no_map
 
 
 def show_where(file: str, source: str, label: str):
-    """The photograph under the class activation map of a label."""
+    """The photograph below the class activation map of a label."""
     if not (file and label):
         return None
-    model, config = open_model(source)
+    predictor = open_model(source)
     photo = load_image(file)
     photo.thumbnail((1024, 1024))
-    cams, _ = activation_maps(model, create_transform(**config)(photo), [label_names(model).index(label)])
-    return gr.Image(overlay(photo, cams[0], crop_box(photo.size, config)), label=f'Where it sees: {label}')
+    image = predictor.prepare([photo])[0]
+    cams, _ = activation_maps(predictor.model, image, [predictor.names.index(label)])
+    return gr.Image(overlay(photo, cams[0], predictor.crop(photo).box(*photo.size)), label=f'Where it sees: {label}')
 
 
 def build(sources: List[str]) -> gr.Blocks:
@@ -92,7 +88,7 @@ def build(sources: List[str]) -> gr.Blocks:
         with gr.Row():
             with gr.Column(min_width=320):
                 photo = gr.Image(label='Photograph', sources=['upload', 'clipboard'], height=340, elem_id='photo')
-                # the file as it was uploaded: what is wrong with a bad one, we say ourselves
+                # the file as it was uploaded, because name_labels reports unreadable ones itself
                 photo.preprocess = lambda payload: payload.path if payload else None
                 source = gr.Dropdown(sources, value=sources[0], label='Model', elem_id='model', interactive=True)
                 threshold = gr.Slider(
@@ -113,24 +109,25 @@ def build(sources: List[str]) -> gr.Blocks:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = os.environ.get('MODELS', '').split()
-    parser.add_argument('models', nargs='*', default=models, help='run folders of train.py, or hf-hub:REPO')
+    parser.add_argument('models', nargs='*', default=models, help='run folders, or hf-hub:REPO')
     parser.add_argument('--host', default=os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1'))
     parser.add_argument('--port', type=int, help='default: the first free one from 7860')
     args = parser.parse_args()
     if not args.models:
-        raise InputError('Give run folders of train.py or hf-hub:REPO, or set MODELS.')
-    for source in args.models:
-        open_model(source)  # a wrong one ends here, not in front of a visitor
-    theme = gr.themes.Default(font=FONT, font_mono=['monospace'])
-    page = build(args.models)
+        parser.error('Give run folders or hf-hub:REPO, or set MODELS.')
     try:
-        page.launch(
+        for source in args.models:
+            open_model(source)  # a wrong one ends here, not in front of a visitor
+    except InputError as error:
+        parser.error(str(error))
+    theme = gr.themes.Default(font=FONT, font_mono=['monospace'])
+    try:
+        build(args.models).launch(
             server_name=args.host, server_port=args.port, theme=theme, css=CSS, ssr_mode=False, show_error=True,
             footer_links=[])
     except OSError as error:
-        raise InputError(f'--host {args.host}, --port {args.port or "from 7860 on"}: {error}') from error
+        parser.error(f'--host {args.host}, --port {args.port or "from 7860"}: {error}')
 
 
 if __name__ == '__main__':
-    with exit_on_input_error():
-        main()
+    main()

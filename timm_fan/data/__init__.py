@@ -1,32 +1,14 @@
-from .coco import read_coco
-from .dataset import UNKNOWN, UNREADABLE, MultiLabelDataset, Sample, load_image
-from .factory import SOURCES, create_dataset
-from .hub import read_hub
+from .dataset import ImageFiles, Images, MultiLabelDataset
+from .images import UNREADABLE, decode, find_images, load_image
+from .loaders import collate, create_loader
 from .mixup import MultiLabelMixup
-from .scenes import write_scenes
-from .shards import read_shards
-from .table import read_table
-from .transforms import Normalize, RandomCrop, collate, create_transform
-from .voc import VOC_CLASSES, read_voc
-
-__all__ = [
-    'SOURCES',
-    'UNKNOWN',
-    'UNREADABLE',
-    'VOC_CLASSES',
-    'MultiLabelDataset',
-    'MultiLabelMixup',
-    'Normalize',
-    'RandomCrop',
-    'Sample',
-    'collate',
-    'create_dataset',
-    'create_transform',
-    'load_image',
-    'read_coco',
-    'read_hub',
-    'read_shards',
-    'read_table',
-    'read_voc',
-    'write_scenes',
-]
+from .packed import UNKNOWN, Boxes, PackedStrings, Sample, SparseLabels
+from .seeding import SeededSamples, seed_step
+from .sources import SOURCES, create_dataset, create_splits
+from .sources.coco import read_coco
+from .sources.hf_datasets import read_hf_dataset
+from .sources.scenes import write_scenes
+from .sources.shards import read_shards, write_shards
+from .sources.table import read_table
+from .sources.voc import VOC_CLASSES, read_voc
+from .transforms import EvalTransform, Normalize, create_train_transform, eval_crop

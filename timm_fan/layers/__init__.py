@@ -5,6 +5,7 @@ from .feature_refinement import (
     FeatureRefinementNetwork,
     FeatureTransform,
     FeatureTransformBlock,
+    GridPooling,
     fit_grid,
     halve,
     halvings_to_last,
@@ -13,21 +14,3 @@ from .feature_refinement import (
 from .head import HEADS, MapHead, create_head
 from .ml_decoder import MLDecoder
 from .query2label import Query2Label
-
-__all__ = [
-    'CSRA',
-    'CorrelationLearningNetwork',
-    'FeatureRefinementBlock',
-    'FeatureRefinementNetwork',
-    'FeatureTransform',
-    'FeatureTransformBlock',
-    'HEADS',
-    'MLDecoder',
-    'MapHead',
-    'Query2Label',
-    'create_head',
-    'fit_grid',
-    'halve',
-    'halvings_to_last',
-    'num_halvings',
-]

@@ -9,24 +9,22 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ['CorrelationLearningNetwork']
-
 
 class CorrelationLearningNetwork(nn.Module):
     """CLN: attention between the positions of three maps, Eq. 4 and 5.
 
     out_i = sum_j softmax_j(theta(p3)_i . phi(p2)_j / sqrt(K)) g(p4)_j, plus p4_i with `residual`.
 
-    theta, phi and g are the 1x1 convolutions ("conv") of Figure 2. Eq. 5's C(x) is a softmax over j, as the text says.
-    The scale 1 / sqrt(K) is not in the paper: without it the softmax saturates at K = 512. Whether p4 is added back, as
-    in Non-local networks (https://arxiv.org/abs/1711.07971, Eq. 6), the paper does not say.
+    theta, phi and g are the 1x1 convolutions ("conv") of Figure 2. C(x) of Eq. 5 is a softmax over j, as the text says.
+    The scale 1 / sqrt(K) is not in the paper; without it the softmax saturates at K = 512. The paper does not say
+    whether p4 is added to the result, as in Non-local networks (https://arxiv.org/abs/1711.07971, Eq. 6).
 
-    With the residual, g starts at zero, so that a fresh CLN is the identity on p4 (Non-local networks, Section 4.1).
-    Without it g keeps p4's variance and the attention starts near uniform.
+    With the residual, g is initialized to zero, so that a new CLN is the identity on p4 (Non-local networks, Section
+    4.1). Without it, g preserves the variance of p4, and the attention starts close to uniform.
 
     Args:
-        in_chs: Channels of p2, p3, p4; the output has p4's.
-        dim: Channels K of theta and phi.
+        in_chs: Channels of p2, p3, p4. The result has those of p4.
+        dim: K, the channels of theta and phi.
         residual: Add p4 to the attended features.
     """
 
@@ -47,13 +45,13 @@ class CorrelationLearningNetwork(nn.Module):
             nn.init.zeros_(self.g.weight)
 
     def attention(self, p2: torch.Tensor, p3: torch.Tensor) -> torch.Tensor:
-        """What each position takes from each (Eq. 5): (B, C2, H, W), (B, C3, H, W) -> (B, H*W, H*W), rows sum to 1."""
+        """Attention between positions (Eq. 5): (B, C2, H, W), (B, C3, H, W) -> (B, H*W, H*W), rows sum to 1"""
         query, key = self.theta(p3).flatten(2).transpose(1, 2), self.phi(p2).flatten(2)
         return (query @ key * key.shape[1] ** -0.5).softmax(dim=2)
 
     def forward(self, p2: torch.Tensor, p3: torch.Tensor, p4: torch.Tensor) -> torch.Tensor:
         """p2 (B, C2, H, W), p3 (B, C3, H, W), p4 (B, C4, H, W) -> (B, C4, H, W)"""
-        # one head: the ONNX exporter knows attention of four dimensions only
+        # a single head: the ONNX exporter only supports attention on four dimensions
         query = self.theta(p3).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H*W, K)
         key = self.phi(p2).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H*W, K)
         value = self.g(p4).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H*W, C4)

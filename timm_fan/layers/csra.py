@@ -1,4 +1,4 @@
-"""Class-specific residual attention (CSRA), a rival of the FAN's head.
+"""Class-specific residual attention (CSRA), a head to compare the FAN with.
 
 Paper: `Residual Attention: A Simple but Effective Method for Multi-Label Recognition` -
 https://arxiv.org/abs/2108.02456
@@ -11,9 +11,7 @@ import torch.nn as nn
 
 from timm_fan.errors import InputError
 
-__all__ = ['CSRA']
-
-# of each number of heads, Section 3.3; infinity is a maximum
+# for each number of heads, Section 3.3; infinity stands for the maximum
 TEMPERATURES = {
     1: (1.,),
     2: (1., math.inf),
@@ -24,34 +22,28 @@ TEMPERATURES = {
 
 
 class CSRA(nn.Module):
-    """A classifier at each position, averaged, plus what each class attends to.
+    """The mean of a classifier over all positions, plus attention of each class.
 
-    With the scores s_j of a class at position j, each head adds mean_j s_j + lam * sum_j softmax_j(T s)_j s_j: Eq. 2
-    to 8, by which class-specific features and their classification are one weighted sum of scores. Each head has a
-    temperature T and a classifier of its own, of unit norm and without bias, as in the authors' code.
+    With the scores s_j of a class at position j, each head adds mean_j s_j + lam * sum_j softmax_j(T s)_j s_j. This is
+    Eq. 2 to 8, where class-specific features and their classification reduce to one weighted sum of scores. Each head
+    has its own temperature T and its own classifier, with unit norm and without bias, as in the authors' code.
 
     Args:
         in_features: Channels of the map.
         num_classes: Number of classes.
-        num_heads: 1, 2, 4, 6 or 8. The authors have 4 on COCO with ResNet-101, 1 on VOC.
-        lam: Weight of the attention. The authors have 0.5 on COCO, 0.1 on VOC.
+        num_heads: 1, 2, 4, 6 or 8. The authors use 4 on COCO with ResNet-101 and 1 on VOC.
+        lam: Weight of the attention. The authors use 0.5 on COCO and 0.1 on VOC.
 
     Raises:
-        timm_fan.InputError: Another number of heads.
+        timm_fan.InputError: Unsupported number of heads.
     """
 
     def __init__(
-            self,
-            in_features: int,
-            num_classes: int,
-            num_heads: int = 4,
-            lam: float = 0.5,
-            device=None,
-            dtype=None,
-    ):
+            self, in_features: int, num_classes: int, num_heads: int = 4, lam: float = 0.5, device=None, dtype=None):
         super().__init__()
         if num_heads not in TEMPERATURES:
-            raise InputError(f'CSRA has {", ".join(map(str, TEMPERATURES))} heads, got num_heads={num_heads}.')
+            known = ', '.join(map(str, TEMPERATURES))
+            raise InputError(f'`num_heads` of CSRA must be one of {known}, got {num_heads}.')
         self.lam = lam
         self.temperatures: Tuple[float, ...] = TEMPERATURES[num_heads]
         self.weight = nn.Parameter(torch.empty(num_heads, num_classes, in_features, device=device, dtype=dtype))

@@ -1,11 +1,11 @@
 """Feature Refinement Network (FRN) of the Feature Attention Network.
 
 Paper: `Multi-Label Image Classification by Feature Attention Network` - https://doi.org/10.1109/ACCESS.2019.2929512
-Section III-A, Figure 3. The transform block comes from `Learning a Discriminative Feature Network for Semantic
-Segmentation` - https://arxiv.org/abs/1804.09337 (its RRB), the paper's [51].
+Section III-A, Figure 3. The transform block is the RRB of `Learning a Discriminative Feature Network for Semantic
+Segmentation` - https://arxiv.org/abs/1804.09337, reference [51] of the paper.
 """
 import math
-from typing import List, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Type
 
 import torch
 import torch.nn as nn
@@ -13,42 +13,39 @@ import torch.nn.functional as F
 
 from timm_fan.errors import InputError
 
-__all__ = ['FeatureTransformBlock', 'FeatureTransform', 'FeatureRefinementBlock', 'FeatureRefinementNetwork',
-           'fit_grid', 'halve', 'halvings_to_last', 'num_halvings']
-
 
 def num_halvings(reduction: int, target: int) -> int:
-    """Number of 2x2 poolings that take a map of stride `reduction` to the stride `target`, or just short of it."""
+    """Number of 2x2 poolings from stride `reduction` to stride `target`, without exceeding it."""
     return max(0, math.floor(math.log2(target / reduction)))
 
 
 def halvings_to_last(reductions: Sequence[int]) -> Tuple[List[int], List[bool]]:
-    """For maps of these strides, the 2x2 poolings to the last one's grid, and whether they end on its very stride."""
+    """For maps of these strides, the 2x2 poolings to the grid of the last one, and whether they end exactly on it."""
     halvings = [num_halvings(r, reductions[-1]) for r in reductions]
     return halvings, [r * 2 ** n == reductions[-1] for r, n in zip(reductions, halvings)]
 
 
-@torch.fx.wrap  # a symbolic trace cannot follow its branch
+@torch.fx.wrap  # symbolic tracing cannot follow the branch
 def halve(x: torch.Tensor) -> torch.Tensor:
     """2x2 average pooling with stride 2, (B, C, H, W) -> (B, C, ceil(H / 2), ceil(W / 2)).
 
-    An odd border is averaged over the pixels it has, as strided convolutions with padding keep it too.
+    An odd border is averaged over the pixels it has. Strided convolutions with padding keep such borders too.
     """
     if x.is_cuda and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
-        # forward and backward take 0.27 instead of 1.20 ms on an H100, (32, 512, 56, 56) in bfloat16; on CPUs far more
+        # 0.27 instead of 1.20 ms for forward and backward on an H100, (32, 512, 56, 56) in bfloat16; slower on CPUs
         x = x.permute(0, 2, 3, 1)
         return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).mean(dim=(2, 4)).permute(0, 3, 1, 2)
     return F.avg_pool2d(x, kernel_size=2, stride=2, ceil_mode=True, count_include_pad=False)
 
 
 def fit_grid(x: torch.Tensor, size: List[int], exact: bool) -> torch.Tensor:
-    """The last step onto another map's grid, (B, C, h, w) -> (B, C, *size).
+    """The last step onto the grid of another map, (B, C, h, w) -> (B, C, *size).
 
     Args:
         x: A halved map.
         size: Height and width of the grid.
-        exact: The halvings reached the grid's stride. Then x is at most one row and column larger, where the backbone
-            floors odd sizes, and these are cut. Otherwise it is averaged over the positions of the grid.
+        exact: The halvings end on the stride of the grid. Then x has at most one more row and column, from a backbone
+            that rounds odd sizes down, and they are cut off. Otherwise x is averaged over the positions of the grid.
     """
     if exact:
         return x[:, :, :size[0], :size[1]]
@@ -56,20 +53,20 @@ def fit_grid(x: torch.Tensor, size: List[int], exact: bool) -> torch.Tensor:
 
 
 class FeatureTransformBlock(nn.Module):
-    """FTB (the paper also says RTB): brings a feature map to K channels, Figure 3 (b).
+    """FTB (also called RTB in the paper): projects a feature map to K channels, Figure 3 (b).
 
     A 1x1 convolution, then a residual block: 3x3 convolution, batch norm, ReLU, 3x3 convolution, plus identity, ReLU.
-    The last ReLU is the one of [51], the paper's figure does not show it. The 1x1 convolution has a batch norm too: the
-    text's "following the first convolution" may mean either, and it makes the block blind to the scale of a backbone's
-    maps, which differs between stages and networks.
+    The last ReLU is from [51]; the figure does not show it. The 1x1 convolution has a batch norm as well. The phrase
+    "following the first convolution" allows it, and it makes the block independent of the scale of the backbone's maps,
+    which differs between stages and networks.
 
-    The last convolution starts at zero: a fresh block is a linear map and a ReLU, which keeps SGD at the paper's
-    learning rate of 0.1 stable (https://arxiv.org/abs/1706.02677, Section 5.1, does the same to ResNet's blocks).
+    The last convolution is initialized to zero. A new block is then a linear map and a ReLU, which keeps SGD stable at
+    the paper's learning rate of 0.1 (https://arxiv.org/abs/1706.02677, Section 5.1, does the same for ResNet).
 
     Args:
         in_chs: Channels of the map.
-        out_chs: K.
-        mid_chs: Channels between the 3x3 convolutions; the paper's are K.
+        out_chs: K, the channels of the result.
+        mid_chs: Channels between the 3x3 convolutions. The paper has K.
     """
 
     def __init__(
@@ -110,11 +107,11 @@ class FeatureTransformBlock(nn.Module):
 class FeatureTransform(nn.Module):
     """The FTBs of one backbone stage: one for each 2x2 average pooling to the coarsest grid, at least one.
 
-    At strides 8, 16, 32 (Section III-A1 and IV-B1): x2 passes two FTBs, each followed by pooling, x3 one with pooling,
+    At strides 8, 16 and 32 (Section III-A1, IV-B1), x2 passes two FTBs, each followed by pooling, x3 one with pooling,
     x4 one without.
 
-    With `lite`, which is not in the paper, all pooling comes first and one FTB follows, with a quarter of the channels
-    between its 3x3 convolutions: these are most of what the FAN adds to the backbone.
+    `lite` is not in the paper: all pooling comes first, and one FTB follows with a quarter of the channels between its
+    3x3 convolutions, which account for most of the cost that the FAN adds to a backbone.
     """
 
     def __init__(self, in_chs: int, out_chs: int, halvings: int, norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU,
@@ -142,18 +139,21 @@ class FeatureTransform(nn.Module):
 
 
 class FeatureRefinementBlock(nn.Module):
-    """FRB: high-level features choose the channels of the low-level ones, Figure 3 (a).
+    """FRB: high-level features select channels of the low-level features, Figure 3 (a).
 
     z = global pool of [high, low] (Eq. 1), weights = sigmoid(conv(relu(conv(z)))) (Eq. 2, 7), low * weights (Eq. 3, 9).
-    Eq. 8 prints a softmax; Eq. 2 and the text around it say a sigmoid in 0..1, which is what stands here.
+    Eq. 8 shows a softmax. Eq. 2 and the text around it describe a sigmoid in 0..1, which is used here.
 
-    The maximum over a concatenation is the concatenation of the maxima, so the maps themselves are not concatenated.
+    Pooling a concatenation gives the concatenation of the pooled maps, so the maps are not concatenated.
 
-    The gate starts open and independent of the input, at sigmoid(2) = 0.88: a fresh block passes the features on.
+    The gate is initialized to sigmoid(2) = 0.88 for any input: a new block passes the features through.
 
     Args:
-        dim: Channels K of both inputs.
-        context_pool: 'max' is the paper's choice (Section III-A3), 'avg' the alternative of its Table 6.
+        dim: K, the channels of both inputs.
+        context_pool: 'max', as in the paper (Section III-A3), or 'avg', the alternative in Table 6.
+
+    Raises:
+        timm_fan.InputError: Unknown context_pool.
     """
 
     def __init__(self, dim: int, context_pool: str = 'max', act_layer: Type[nn.Module] = nn.ReLU,
@@ -161,7 +161,7 @@ class FeatureRefinementBlock(nn.Module):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
         if context_pool not in ('max', 'avg'):
-            raise InputError(f"context_pool must be 'max' or 'avg', got {context_pool!r}.")
+            raise InputError(f"`context_pool` must be 'max' or 'avg', got {context_pool!r}.")
         self.context_pool = context_pool
         self.fc1 = nn.Conv2d(2 * dim, dim, kernel_size=1, **dd)
         self.act = act_layer()
@@ -186,14 +186,13 @@ class FeatureRefinementBlock(nn.Module):
 
 
 class FeatureRefinementNetwork(nn.Module):
-    """FRN: transforms each stage to one grid and refines it from the top down, Figure 2.
+    """FRN: projects each stage onto one grid and refines the result from the top down, Figure 2.
 
     p4 = FTB(x4), p3 = FRB(low=FTB(x3), high=p4), p2 = FRB(low=FTB(x2), high=p3): "refined features which will guide
     the next feature refinement iteration" (Section III-A2).
 
     Args:
-        in_chs: Channels of x2, x3, x4.
-        reductions: Their strides, e.g. (8, 16, 32).
+        feature_info: `num_chs` and `reduction` (stride) of x2, x3, x4, as in timm.
         dim: K, the channels of p2, p3, p4.
         context_pool: Pooling in the FRBs, 'max' or 'avg'.
         lite: Pool before narrower FTBs, see `FeatureTransform`.
@@ -201,8 +200,7 @@ class FeatureRefinementNetwork(nn.Module):
 
     def __init__(
             self,
-            in_chs: Sequence[int],
-            reductions: Sequence[int],
+            feature_info: Sequence[Dict[str, Any]],
             dim: int,
             context_pool: str = 'max',
             norm_layer: Type[nn.Module] = nn.BatchNorm2d,
@@ -213,18 +211,41 @@ class FeatureRefinementNetwork(nn.Module):
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
-        halvings, self.exact = halvings_to_last(reductions)
-        self.ftb2 = FeatureTransform(in_chs[0], dim, halvings[0], norm_layer, act_layer, lite, **dd)
-        self.ftb3 = FeatureTransform(in_chs[1], dim, halvings[1], norm_layer, act_layer, lite, **dd)
-        self.ftb4 = FeatureTransform(in_chs[2], dim, halvings[2], norm_layer, act_layer, lite, **dd)
+        chs2, chs3, chs4 = (info['num_chs'] for info in feature_info)
+        halvings, self.exact = halvings_to_last([info['reduction'] for info in feature_info])
+        self.ftb2 = FeatureTransform(chs2, dim, halvings[0], norm_layer, act_layer, lite, **dd)
+        self.ftb3 = FeatureTransform(chs3, dim, halvings[1], norm_layer, act_layer, lite, **dd)
+        self.ftb4 = FeatureTransform(chs4, dim, halvings[2], norm_layer, act_layer, lite, **dd)
         self.frb3 = FeatureRefinementBlock(dim, context_pool, act_layer, **dd)
         self.frb2 = FeatureRefinementBlock(dim, context_pool, act_layer, **dd)
 
-    def forward(self, features: List[torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, features: List[torch.Tensor]) -> List[torch.Tensor]:
         """x2, x3, x4 with x4 of (B, C4, H, W) -> p2, p3, p4, each (B, K, H, W)"""
         x2, x3, x4 = features
         size = [x4.shape[2], x4.shape[3]]
         p4 = self.ftb4(x4)
         p3 = self.frb3(fit_grid(self.ftb3(x3), size, self.exact[1]), p4)
         p2 = self.frb2(fit_grid(self.ftb2(x2), size, self.exact[0]), p3)
-        return p2, p3, p4
+        return [p2, p3, p4]
+
+
+class GridPooling(nn.Module):
+    """Takes the place of the FRN without parameters: averages x2 and x3 down to the grid of x4 (Section IV-D2).
+
+    Args:
+        feature_info: `reduction` (stride) of x2, x3, x4, as in timm.
+    """
+
+    def __init__(self, feature_info: Sequence[Dict[str, Any]]):
+        super().__init__()
+        self.halvings, self.exact = halvings_to_last([info['reduction'] for info in feature_info])
+
+    def forward(self, features: List[torch.Tensor]) -> List[torch.Tensor]:
+        """x2, x3, x4 with x4 of (B, C4, H, W) -> the same with x2 of (B, C2, H, W) and x3 of (B, C3, H, W)"""
+        size = [features[-1].shape[2], features[-1].shape[3]]
+        pooled: List[torch.Tensor] = []
+        for i, x in enumerate(features):
+            for _ in range(self.halvings[i]):
+                x = halve(x)
+            pooled.append(fit_grid(x, size, self.exact[i]))
+        return pooled

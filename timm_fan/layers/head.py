@@ -1,4 +1,4 @@
-"""The classifier on a feature map: linear on pooled features, or one of the rivals."""
+"""Classifiers on a feature map: linear on pooled features, or a head of another method."""
 from typing import Any, Dict, Optional
 
 import torch
@@ -11,21 +11,19 @@ from .csra import CSRA
 from .ml_decoder import MLDecoder
 from .query2label import Query2Label
 
-__all__ = ['HEADS', 'MapHead', 'create_head']
-
 HEADS = {'csra': CSRA, 'ml_decoder': MLDecoder, 'query2label': Query2Label}
 
 
 class MapHead(nn.Module):
-    """A classifier that looks at the whole map, with the interface of timm's `ClassifierHead`.
+    """A classifier on the whole map, with the interface of timm's `ClassifierHead`.
 
     Args:
-        decoder: A class of HEADS.
+        decoder: One of the classes in HEADS.
         in_features: Channels of the map.
-        num_classes: Number of classes; with 0 the map is pooled and nothing else.
+        num_classes: Number of classes. With 0 the map is only pooled.
         pool_type: Pooling of the pre-logits.
-        drop_rate: Dropout on the map, beside the decoder's own.
-        decoder_args: More arguments of the decoder.
+        drop_rate: Dropout rate on the map, in addition to that of the decoder.
+        decoder_args: Other arguments of the decoder.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class MapHead(nn.Module):
         self._build(num_classes, pool_type, **get_device_dtype(self, device=device, dtype=dtype))
 
     def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(B, in_features, H, W) -> logits (B, num_classes), or the pooled features"""
+        """(B, in_features, H, W) -> logits (B, num_classes) or pooled features"""
         if pre_logits or self.num_classes == 0:
             return self.global_pool(x)
         return self.fc(self.drop(x))
@@ -74,20 +72,24 @@ def create_head(
         device=None,
         dtype=None,
 ) -> nn.Module:
-    """timm's linear head or one of HEADS.
+    """timm's linear head, or one of HEADS.
 
     Args:
         name: 'linear' or a key of HEADS.
-        head_args: More arguments of the latter.
+        in_features: Channels of the map.
+        num_classes: Number of classes, 0 for no classifier.
+        pool_type: Pooling, any of timm's `SelectAdaptivePool2d`.
+        drop_rate: Dropout rate before the classifier.
+        head_args: Other arguments of a head in HEADS.
 
     Raises:
-        InputError: There is no such head.
-        TypeError: It does not know an argument.
+        timm_fan.InputError: Unknown head.
+        TypeError: The head does not have one of the arguments.
     """
     if name == 'linear':
         return ClassifierHead(
             in_features, num_classes, pool_type=pool_type, drop_rate=drop_rate, device=device, dtype=dtype)
     if name not in HEADS:
-        raise InputError(f"head must be 'linear', {', '.join(map(repr, HEADS))}, got {name!r}.")
+        raise InputError(f"`head` must be 'linear', {', '.join(map(repr, HEADS))}, got {name!r}.")
     return MapHead(
         HEADS[name], in_features, num_classes, pool_type, drop_rate, head_args, device=device, dtype=dtype)

@@ -1,28 +1,26 @@
-"""ML-Decoder, a rival of the FAN's head.
+"""ML-Decoder, a head to compare the FAN with.
 
 Paper: `ML-Decoder: Scalable and Versatile Classification Head` - https://arxiv.org/abs/2111.12933
 
-timm's own `timm.layers.ml_decoder` stops with an error on today's `nn.TransformerDecoder`, so it stands here anew.
+A new implementation, because `timm.layers.ml_decoder` of timm 1.0.31 fails with current versions of PyTorch.
 """
 import torch
 import torch.nn as nn
 
-__all__ = ['MLDecoder']
-
 
 class MLDecoder(nn.Module):
-    """Fixed queries, one for each group of classes, look at the positions; each answers for its group.
+    """Fixed queries attend to the positions of the map. Each query predicts one group of classes.
 
-    A decoder layer without self-attention (Section 3.2.1) with fixed random queries (3.2.2), and a linear layer for
-    each group (3.2.3).
+    A decoder layer without self-attention (Section 3.2.1), fixed random queries (3.2.2), and a linear layer for each
+    group (3.2.3).
 
     Args:
         in_features: Channels of the map.
         num_classes: Number of classes.
-        dim: Of the decoder; the feed-forward layer has 2048.
-        num_groups: Queries, at most one for each class.
-        num_heads: Of the attention.
-        dropout: In the decoder.
+        dim: Channels of the decoder. The feed-forward layer has 2048.
+        num_groups: Number of queries, at most one for each class.
+        num_heads: Attention heads.
+        dropout: Dropout rate in the decoder.
     """
 
     def __init__(
@@ -62,5 +60,5 @@ class MLDecoder(nn.Module):
         h = self.norm1(h + self.drop(h))
         h = self.norm2(h + self.drop(self.attn(h, memory, memory, need_weights=False)[0]))
         h = self.norm3(h + self.drop(self.mlp(h)))
-        logits = torch.einsum('bgd,gdk->bgk', h, self.weight).flatten(1)  # the last group may have classes to spare
+        logits = torch.einsum('bgd,gdk->bgk', h, self.weight).flatten(1)  # the last group may be larger than needed
         return logits[:, :self.num_classes] + self.bias

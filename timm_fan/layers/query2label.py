@@ -1,4 +1,4 @@
-"""Query2Label, a rival of the FAN's head.
+"""Query2Label, a head to compare the FAN with.
 
 Paper: `Query2Label: A Simple Transformer Way to Multi-Label Classification` - https://arxiv.org/abs/2107.10834
 """
@@ -8,13 +8,11 @@ from typing import Optional
 import torch
 import torch.nn as nn
 
-__all__ = ['Query2Label', 'sine_position']
-
 
 def sine_position(height: int, width: int, dim: int, device=None) -> torch.Tensor:
-    """float32 (height * width, dim): half the channels for the row, half for the column, as in DETR.
+    """Position encoding of DETR, float32 (height * width, dim): half of the channels for rows, half for columns.
 
-    Source: https://arxiv.org/abs/2005.12872, Appendix A.4; rows and columns run to 2 pi at any size.
+    Source: https://arxiv.org/abs/2005.12872, Appendix A.4. Rows and columns end at 2 pi for any size.
     """
     wave = 10000. ** (2 * torch.arange(dim // 4, device=device) / (dim // 2))
     axes = []
@@ -27,9 +25,9 @@ def sine_position(height: int, width: int, dim: int, device=None) -> torch.Tenso
 
 
 class _Layer(nn.Module):
-    """Cross-attention and feed-forward with the norm after each; on the map itself it is an encoder layer.
+    """Cross-attention and feed-forward, each followed by a norm. Applied to the map itself it is an encoder layer.
 
-    The authors leave the self-attention of the queries out (their code's default), so one class serves both.
+    By default the authors' code has no self-attention between queries, so that one class serves for both.
     """
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, dropout: float, device=None, dtype=None):
@@ -48,18 +46,18 @@ class _Layer(nn.Module):
 
 
 class Query2Label(nn.Module):
-    """A learned query for each class asks a transformer decoder over the map, Figure 2 and Section 3.2.
+    """A transformer decoder over the map with one learned query per class, Figure 2 and Section 3.2.
 
-    One encoder layer and two decoder layers, as in the authors' code, and one output weight a class (Eq. 5).
+    One encoder layer and two decoder layers, as in the authors' code, and one output weight vector per class (Eq. 5).
 
     Args:
         in_features: Channels of the map.
         num_classes: Number of classes.
-        dim: Of the transformer, a multiple of 4 and of the heads; the authors have 2048, ResNet-101's channels. None
-            takes the map's channels.
-        num_heads: Of each attention.
-        mlp_ratio: Width of the feed-forward layers over `dim`.
-        dropout: In the transformer.
+        dim: Channels of the transformer, a multiple of 4 and of `num_heads`; by default those of the map. The authors
+            use 2048, the channels of ResNet-101.
+        num_heads: Attention heads.
+        mlp_ratio: Width of the feed-forward layers as a multiple of `dim`.
+        dropout: Dropout rate in the transformer.
     """
 
     def __init__(

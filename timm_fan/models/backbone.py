@@ -1,10 +1,8 @@
-"""The one seam to timm's `features_only` models."""
+"""Three feature maps of any timm model, by its `features_only` interface."""
 import copy
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
-import safetensors
-import safetensors.torch
 import timm
 import torch
 import torch.nn as nn
@@ -15,50 +13,15 @@ from timm.models._features import FeatureGetterNet, FeatureHookNet
 from timm_fan.errors import InputError
 from timm_fan.hub import hub_errors
 
-__all__ = ['Backbone', 'check_backbone_name', 'check_plain_weights', 'read_backbone_weights']
-
-
-def check_backbone_name(name: str) -> None:
-    """Raises InputError, with the nearest names, where timm has no such model."""
-    if not timm.is_model(name.split('.')[0]):
-        near = timm.list_models(f'*{name.split(".")[0]}*')[:5]
-        hint = f' Close: {", ".join(near)}.' if near else ' timm.list_models() names them all.'
-        raise InputError(f"backbone='{name}' is not a timm model.{hint}")
-
-
-def check_plain_weights(name: str, state_dict: Dict[str, torch.Tensor], source: str) -> None:
-    """Raises InputError, naming `source`, where `state_dict` is not one of the plain timm model `name`."""
-    # the feature network drops what it does not need and would hide weights of another model
-    wanted = timm.create_model(name, num_classes=0, device='meta').state_dict().keys()
-    missing = sorted(wanted - state_dict.keys())
-    if missing:
-        raise InputError(
-            f"{source} lacks {len(missing)} of {len(wanted)} tensors of '{name}', the first: {missing[0]}."
-            " Give weights in timm's parameter names for this backbone.")
-
-
-def read_backbone_weights(name: str, file: Union[str, Path]) -> Dict[str, torch.Tensor]:
-    """Weights of the plain timm model `name` from a safetensors file.
-
-    Raises:
-        InputError: The file is missing, is no safetensors file, or lacks parameters of that model.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise InputError(f'backbone_weights: no file {file}. Give a safetensors file of the timm model {name}.')
-    try:
-        state_dict = safetensors.torch.load_file(file)
-    except safetensors.SafetensorError as error:
-        raise InputError(f'backbone_weights: {file} is not a readable safetensors file ({error}).') from error
-    check_plain_weights(name, state_dict, f'backbone_weights: {file}')
-    return state_dict
+from .factory import check_name
+from .pretrained import check_plain_weights, read_backbone_weights
 
 
 def _choose_maps(reductions: Sequence[int]) -> List[int]:
-    """Which of a model's maps, fine to coarse with these strides, are x2, x3 and x4.
+    """Indices of x2, x3 and x4 among the maps of a model, which have these strides, from fine to coarse.
 
-    The last three. A model with three or more maps of its last stride (every block of an isotropic transformer) gives
-    three depths of it, evenly spaced and ending at the last. One with fewer than three maps gives its first again.
+    They are the last three. If three or more maps have the last stride (every block of an isotropic transformer), they
+    are three evenly spaced ones of these, ending at the last. With fewer than three maps the first is repeated.
     """
     last = [i for i, r in enumerate(reductions) if r == reductions[-1]]
     if len(last) >= 3:
@@ -67,7 +30,7 @@ def _choose_maps(reductions: Sequence[int]) -> List[int]:
 
 
 class NormedFeatureGetterNet(FeatureGetterNet):
-    """Every map through the model's own final norm, which timm leaves out otherwise."""
+    """Applies the model's final norm to every map. By default timm leaves it out."""
 
     def __init__(self, model: nn.Module, norm: bool = True, **kwargs: Any):
         super().__init__(model, norm=norm, **kwargs)
@@ -77,22 +40,22 @@ class NormedFeatureGetterNet(FeatureGetterNet):
 class Backbone(nn.Module):
     """Three feature maps of a timm model, as NCHW.
 
-    Channels, strides and the number of maps come from timm's `feature_info`, never from a table of names.
+    Channels, strides and the number of maps come from timm's `feature_info`, not from a table of names.
 
-    timm's feature networks leave a model's final norm out. Where it fits every map (isotropic transformers) it is put
-    back in here: `normed`. Elsewhere the maps of networks of layer norms are a residual stream that nothing has
-    normalized: `raw`.
+    timm's feature networks leave out the final norm of a model. Where it fits every map (isotropic transformers), it is
+    applied here, and `normed` is true. The maps of other networks with layer norms are a residual stream without any
+    normalization, and `raw` is true.
 
     Args:
-        name: Any timm model that `features_only=True` works for, with or without a tag.
-        pretrained: Take timm's weights from the Hub.
-        weights: A local safetensors file with the weights of the plain timm model, instead of the Hub's.
+        name: Any timm model that supports `features_only=True`, with or without a tag.
+        pretrained: Load timm's weights from the Hub.
+        weights: Safetensors file with the weights of the plain timm model, used instead of those on the Hub.
         in_chans: Channels of the input image.
-        img_size: Input size in pixels. Only models with a fixed size need it.
-        kwargs: More arguments of the timm model.
+        img_size: Input size in pixels, for models with a fixed size.
+        kwargs: Other arguments of the timm model.
 
     Raises:
-        InputError: Unknown name, no feature maps, unreadable weights, or the Hub cannot be reached.
+        timm_fan.InputError: Unknown name, no feature maps, unreadable weights, or the Hub cannot be reached.
     """
 
     def __init__(
@@ -107,7 +70,7 @@ class Backbone(nn.Module):
             **kwargs: Any,
     ):
         super().__init__()
-        check_backbone_name(name)
+        check_name(name, '`backbone`')
         cfg = get_pretrained_cfg(name)
         self.fixed_input_size = bool(cfg is not None and cfg.fixed_input_size)
         self.name = name
@@ -119,10 +82,10 @@ class Backbone(nn.Module):
         source: Dict[str, Any] = dict(pretrained=pretrained)
         if weights:
             source = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=read_backbone_weights(name, weights)))
-        remedy = 'give backbone_weights=FILE, or pretrained_backbone=False to start from random weights'
-        with hub_errors(f"the weights of backbone '{name}' (else {remedy})"):
+        remedy = 'Give a file as `backbone_weights`, or start from random weights'
+        with hub_errors(f"The weights of backbone '{name}' cannot be loaded. {remedy}. Cause"):
             self.net = self._create(device=device, dtype=dtype, **source)
-        # positions among the maps that the network returns
+        # indices among the maps that the network returns
         self.maps = [self.args['out_indices'].index(i) for i in levels]
         info = self.net.feature_info
         self.channels: List[int] = [info.channels()[i] for i in self.maps]
@@ -141,13 +104,13 @@ class Backbone(nn.Module):
         return timm.create_model(self.name, features_only=True, **{**self.args, **kwargs})
 
     def _choose_network(self) -> List[int]:
-        """Fills `args` with the maps to return and the way to get them; returns the indices of x2, x3, x4."""
+        """Set in `args` which maps to return and how to get them; returns the indices of x2, x3, x4."""
         try:
             probe = self._create(device='meta')
         except (AssertionError, AttributeError, KeyError, NotImplementedError, RuntimeError, ValueError) as error:
             args = ', '.join(f'{k}={v}' for k, v in self.args.items())
             raise InputError(
-                f"timm gives no feature maps of backbone='{self.name}' with {args}: {type(error).__name__}:"
+                f'timm provides no feature maps of `backbone={self.name}` with {args}: {type(error).__name__}:'
                 f' {error}') from error
         reductions = [info['reduction'] for info in probe.feature_info]
         levels = _choose_maps(reductions)
@@ -158,7 +121,7 @@ class Backbone(nn.Module):
             if gained and len({reductions[i] for i in levels}) == 1:
                 self.args['feature_cls'] = NormedFeatureGetterNet
         elif self.fixed_input_size and hasattr(self._create_plain(), 'set_input_size'):
-            # the whole model stays, and with it its way to change the size
+            # keeps the whole model, including its method to change the size
             self.args['feature_cls'] = 'getter'
         return levels
 
@@ -167,8 +130,8 @@ class Backbone(nn.Module):
         return timm.create_model(self.name, num_classes=0, device='meta', **args)
 
     def own_name(self, name: str, names: Set[str]) -> Optional[str]:
-        """What a parameter or module of the plain timm model is called here; None if it is not among `names`."""
-        # feature networks flatten sequential modules (`stem.0` -> `stem_0`) or hold the model one level deeper
+        """Name here of a parameter or module of the plain timm model; None if it is not among `names`."""
+        # feature networks flatten sequential modules (`stem.0` -> `stem_0`) or contain the model one level deeper
         for candidate in (name, name.replace('.', '_', 1), f'model.{name}', f'body.{name}'):
             if f'net.{candidate}' in names:
                 return f'net.{candidate}'
@@ -176,7 +139,7 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def first_convs(self) -> List[str]:
-        """The input convolutions, which take another number of channels when weights are loaded; none if unknown."""
+        """Names of the input convolutions, which timm adapts to `in_chans` when it loads weights; empty if unknown."""
         cfg = get_pretrained_cfg(self.name)
         plain = (cfg.first_conv if cfg is not None else None) or ()
         names = {n for n, _ in self.named_modules()}
@@ -185,7 +148,7 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def layer_ids(self, coarse: bool = False) -> Dict[str, int]:
-        """The layer of each parameter, from the input on, as the plain model's `group_matcher` counts."""
+        """Layer of each parameter, counted from the input, by the `group_matcher` of the plain model."""
         plain = self._create_plain()
         if not hasattr(plain, 'group_matcher'):
             return {}
@@ -203,7 +166,7 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def from_plain(self, state_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-        """A state dict of the plain timm model -> one of this module, converted as timm converts it."""
+        """Convert a state dict of the plain timm model to one of this module, as timm does when it loads it."""
         check_plain_weights(self.name, state_dict, 'The checkpoint')
         overlay = dict(state_dict=state_dict)
         net = self._create(pretrained=True, pretrained_cfg_overlay=overlay, **get_device_dtype(self))
@@ -211,7 +174,7 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def prune(self, num_maps: int) -> None:
-        """Keep the first `num_maps` maps and what they need of the network."""
+        """Keep the first `num_maps` maps, and the part of the network that they need."""
         self.maps, self.channels, self.reductions = (
             v[:num_maps] for v in (self.maps, self.channels, self.reductions))
         self.args['out_indices'] = self.args['out_indices'][:max(self.maps) + 1]
@@ -225,10 +188,10 @@ class Backbone(nn.Module):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: Tuple[int, int]) -> None:
-        """Changes the size of a model that has a fixed one; the others take any.
+        """Change the input size of a model with a fixed one. Other models accept any size.
 
         Raises:
-            InputError: timm cannot change it after construction.
+            timm_fan.InputError: timm cannot change it after construction.
         """
         if not self.fixed_input_size:
             return
@@ -247,8 +210,8 @@ class Backbone(nn.Module):
             self.net.model.set_grad_checkpointing(enable)
 
     def __prepare_scriptable__(self) -> 'Backbone':
-        # TorchScript compiles neither hooks nor most forward_intermediates: such a network goes in traced, at its input
-        # size and in its present mode
+        # TorchScript supports neither hooks nor most forward_intermediates methods: trace such a network, at its input
+        # size and in its current mode
         if not isinstance(self.net, (FeatureGetterNet, FeatureHookNet)):
             return self
         parameter = next(self.net.parameters())

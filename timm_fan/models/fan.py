@@ -3,44 +3,27 @@
 Paper: `Multi-Label Image Classification by Feature Attention Network` - Zheng Yan, Weiwei Liu, Shiping Wen, Yin Yang,
 IEEE Access 7, 2019 - https://doi.org/10.1109/ACCESS.2019.2929512
 
-A backbone's last three feature maps are refined from the top down (FRN) and correlated between positions (CLN) before
-a linear classifier (Figure 2). Written from the paper; where it is silent or contradicts itself, the docstrings of the
-layers and of `FAN` say what stands here and why.
+The last three feature maps of a backbone are refined from the top down (FRN) and correlated between positions (CLN)
+before a linear classifier (Figure 2). Written from the paper. Where it is silent or contradicts itself, the docstrings
+of the layers and of `FAN` state what was chosen and why.
 """
+import contextlib
 import copy
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple, Type, Union
 
 import torch
 import torch.nn as nn
-from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.layers import LayerNorm2d, get_device_dtype
-from timm.models import (
-    PretrainedCfg,
-    build_model_with_cfg,
-    checkpoint,
-    generate_default_cfgs,
-    get_pretrained_cfg,
-    load_model_config_from_hf,
-    register_model,
-    resolve_pretrained_cfg,
-)
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, get_pretrained_cfg, register_model
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
-from timm_fan.errors import InputError, raise_problems
-from timm_fan.hub import WEIGHTS_NAME, default_repo, hub_errors
-from timm_fan.layers import (
-    CorrelationLearningNetwork,
-    FeatureRefinementNetwork,
-    create_head,
-    fit_grid,
-    halve,
-    halvings_to_last,
-)
+from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, GridPooling, create_head
 
-from .backbone import Backbone, check_backbone_name
+from .backbone import Backbone
+from .factory import check_name
+from .pretrained import find_weights, weights_errors
 
 __all__ = ['FAN', 'checkpoint_filter_fn']
 
@@ -52,40 +35,39 @@ def _default_embed_dim(channels: int) -> int:
 class FAN(nn.Module):
     """Feature Attention Network over any timm backbone.
 
-    With `frn` and `cln` off it is the plain backbone with a linear head; with `cln` off, p2, p3 and p4 are pooled and
-    concatenated into one linear layer, the sum of three linear classifiers: the "joint predictions" of Section IV-D1.
-    `joint` keeps them beside the CLN, and adds the backbone's own x4: in the paper's network x2 and x3 reach the logits
-    through gates and attention weights only, and all that is known of x4 passes a fresh block. With `frn` off, the CLN
-    takes x2, x3, x4 for p2, p3, p4 (Section IV-D2), averaged down to x4's grid.
+    With `frn=False, cln=False` it is the plain backbone with a linear head. With `cln=False`, p2, p3 and p4 are pooled
+    and concatenated into one linear layer, the sum of three linear classifiers: the "joint predictions" of Section
+    IV-D1. `joint` keeps them next to the output of the CLN and adds x4 of the backbone. In the network of the paper, x2
+    and x3 reach the logits only through gates and attention weights, and x4 only through new layers. With `frn=False`,
+    the CLN takes x2, x3, x4 in place of p2, p3, p4 (Section IV-D2), averaged down to the grid of x4.
 
-    Without what the paper does not print: `joint=False, cln_residual=False, global_pool='avg'`; the FTBs keep their
+    Without what the paper does not show: `joint=False, cln_residual=False, global_pool='avg'`. The FTBs keep their
     batch norm after the 1x1 convolution.
 
     Args:
-        backbone: Name of a timm model that `features_only=True` works for.
+        backbone: Name of a timm model that supports `features_only=True`.
         num_classes: Number of classes, 0 for no classifier.
         in_chans: Channels of the input image.
-        embed_dim: K, the channels of the refined features and of the attention. The paper has 512; None takes the
-            largest power of two that is at most the backbone's last channel count, and at most 512.
+        embed_dim: K, the channels of the refined features and of the attention, 512 in the paper. By default the
+            largest power of two that is at most 512 and at most the number of channels of x4.
         frn: Use the Feature Refinement Network.
         cln: Use the Correlation Learning Network.
-        cln_residual: Add p4 to what the CLN attends to; the paper does not say.
-        joint: With the FRN, let the classifier see x4, p2 and p3 beside the CLN's output. The paper's network has none
-            of it.
-        context_pool: Global pooling in the FRBs, 'max' (the paper's) or 'avg' (its Table 6).
-        lite: With the FRN, transform the maps after they were pooled to the last one's grid, by narrower blocks, at a
-            fraction of the cost: see `timm_fan.layers.FeatureTransform`. Not in the paper.
-        global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`; the paper does not say.
-        head: 'linear', or a rival's: 'csra', 'ml_decoder', 'query2label', see `timm_fan.layers`.
-        head_args: More arguments of the rival's.
-        drop_rate: Dropout before the classifier.
-        drop_path_rate: Stochastic depth of the backbone, where it has it.
-        img_size: Input size in pixels. Backbones with a fixed one are built for it, the others take any.
+        cln_residual: Add p4 to the attended features. The paper does not say.
+        joint: With the FRN, let the classifier see x4, p2 and p3 next to the output of the CLN. Not in the paper.
+        context_pool: Global pooling in the FRBs, 'max' as in the paper or 'avg' (Table 6).
+        lite: With the FRN, pool the maps before narrower FTBs, at a fraction of the cost, see
+            `timm_fan.layers.FeatureTransform`. Not in the paper.
+        global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`. The paper does not say.
+        head: 'linear', or the head of another method: 'csra', 'ml_decoder', 'query2label', see `timm_fan.layers`.
+        head_args: Other arguments of the head of another method.
+        drop_rate: Dropout rate before the classifier.
+        drop_path_rate: Stochastic depth rate of the backbone, if it supports it.
+        img_size: Input size in pixels. Backbones with a fixed size are built for it, others accept any size.
         norm_layer: Normalization in the FTBs.
         act_layer: Activation in the FTBs and FRBs.
         pretrained_backbone: Load timm's weights of the backbone from the Hub.
-        backbone_weights: Load the backbone from this local safetensors file of the plain timm model.
-        backbone_args: More arguments of the backbone.
+        backbone_weights: Load the backbone from this safetensors file of the plain timm model.
+        backbone_args: Other arguments of the backbone.
 
     Raises:
         timm_fan.InputError: Unknown backbone, or its weights cannot be loaded.
@@ -129,21 +111,26 @@ class FAN(nn.Module):
             backbone_args['drop_path_rate'] = drop_path_rate
         self.backbone = Backbone(
             backbone, pretrained_backbone, backbone_weights, in_chans, img_size, **backbone_args, **dd)
-        channels, reductions = self.backbone.channels, self.backbone.reductions
-        # detectors give the raw maps of such backbones a norm too, https://arxiv.org/abs/2103.14030 (its code)
+        channels = self.backbone.channels
+        # raw maps get a norm, as in the code of detectors over Swin, https://arxiv.org/abs/2103.14030
         self.norm = nn.ModuleList([LayerNorm2d(c, **dd) if self.backbone.raw else nn.Identity() for c in channels])
         self.feature_info = [
-            dict(num_chs=c, reduction=r, module=f'norm.{i}') for i, (c, r) in enumerate(zip(channels, reductions))]
+            dict(num_chs=c, reduction=r, module=f'norm.{i}')
+            for i, (c, r) in enumerate(zip(channels, self.backbone.reductions))]
+        # timm looks up here (timm.models._input) which convolutions to adapt to in_chans; no config can know them, as
+        # the name depends on the backbone
         self._traits = dict(first_conv=tuple(f'backbone.{n}' for n in self.backbone.first_convs()) or None)
-        self.halvings, self.exact = halvings_to_last(reductions)
 
         self.embed_dim = embed_dim or _default_embed_dim(channels[-1])
         self.frn = FeatureRefinementNetwork(
-            channels, reductions, self.embed_dim, context_pool, norm_layer, act_layer, lite, **dd) if frn else None
+            self.feature_info, self.embed_dim, context_pool, norm_layer, act_layer, lite, **dd,
+        ) if frn else GridPooling(self.feature_info)
         p_chs = [self.embed_dim] * 3 if frn else channels
         self.cln = CorrelationLearningNetwork(p_chs, self.embed_dim, cln_residual, **dd) if cln else None
         self.joint = joint and frn
-        self.num_features = sum(p_chs) if frn and (joint or not cln) else p_chs[-1]
+        # whether the classifier sees p2 and p3 as well
+        self.all_levels = self.joint or (frn and not cln)
+        self.num_features = sum(p_chs) if self.all_levels else p_chs[-1]
         if self.joint:
             self.num_features += channels[-1]
 
@@ -162,7 +149,7 @@ class FAN(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Callable[[str], float]:
-        """The backbone's layers as its own `group_matcher` has them; all that is FAN's shares the last."""
+        """Layers of the backbone by its own `group_matcher`; all layers of the FAN are in the last group."""
         layers = {f'backbone.{name}': layer for name, layer in self.backbone.layer_ids(coarse).items()}
 
         def layer_of(name: str) -> float:
@@ -172,10 +159,10 @@ class FAN(nn.Module):
 
     @torch.jit.ignore
     def set_input_size(self, img_size: Union[int, Tuple[int, int]]) -> None:
-        """Another input size in pixels, for backbones with a fixed one.
+        """Change the input size in pixels, for backbones with a fixed one.
 
         Raises:
-            timm_fan.InputError: timm cannot change this backbone's size after construction.
+            timm_fan.InputError: timm cannot change the size of this backbone after construction.
         """
         img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.backbone.set_input_size(img_size)
@@ -197,7 +184,7 @@ class FAN(nn.Module):
         self._init_classifier()
 
     def forward_maps(self, x: torch.Tensor) -> List[torch.Tensor]:
-        """(B, in_chans, H, W) -> x2, x3, x4, fine to coarse, each (B, C, h, w), normalized if the backbone does not."""
+        """(B, in_chans, H, W) -> x2, x3, x4, fine to coarse, each (B, C, h, w), normalized where they are raw"""
         features = self.backbone(x)
         maps: List[torch.Tensor] = []
         for i, norm in enumerate(self.norm):
@@ -205,29 +192,18 @@ class FAN(nn.Module):
         return maps
 
     def fuse(self, maps: List[torch.Tensor]) -> torch.Tensor:
-        """x2, x3, x4 -> (B, num_features, H, W) on x4's grid."""
-        if self.frn is None and self.cln is None:
-            return maps[-1]
-        p2, p3, p4 = maps
-        if self.frn is not None:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                p2, p3, p4 = checkpoint(self.frn, maps)
-            else:
-                p2, p3, p4 = self.frn(maps)
-        elif self.cln is not None:
-            for _ in range(self.halvings[0]):
-                p2 = halve(p2)
-            for _ in range(self.halvings[1]):
-                p3 = halve(p3)
-            size = [p4.shape[2], p4.shape[3]]
-            p2, p3 = fit_grid(p2, size, self.exact[0]), fit_grid(p3, size, self.exact[1])
+        """x2, x3, x4 -> (B, num_features, H, W) on the grid of x4"""
+        if self.cln is None and not self.all_levels:
+            return maps[-1]  # the plain backbone
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            p2, p3, p4 = checkpoint(self.frn, maps)
+        else:
+            p2, p3, p4 = self.frn(maps)
         if self.cln is not None:
             p4 = self.cln(p2, p3, p4)
-        if self.joint:
-            return torch.cat([maps[-1], p2, p3, p4], dim=1)
-        if self.frn is not None and self.cln is None:
-            return torch.cat([p2, p3, p4], dim=1)
-        return p4
+        if not self.all_levels:
+            return p4
+        return torch.cat([maps[-1], p2, p3, p4] if self.joint else [p2, p3, p4], dim=1)
 
     def forward_intermediates(
             self,
@@ -238,15 +214,15 @@ class FAN(nn.Module):
             output_fmt: str = 'NCHW',
             intermediates_only: bool = False,
     ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
-        """The backbone's maps x2, x3, x4 as intermediates, and the fused features as final output.
+        """The maps x2, x3, x4 as intermediates, and the fused features as final output.
 
         Args:
-            x: Image tensor (B, in_chans, H, W).
-            indices: The last n maps if int, all if None, the given ones if a sequence.
-            norm: Accepted for timm's interface, the maps are normalized already.
-            stop_early: Accepted for timm's interface, the maps come together.
+            x: Images (B, in_chans, H, W).
+            indices: Take the last n maps if int, all if None, the given ones if a sequence.
+            norm: Part of timm's interface, without effect: the maps are already normalized.
+            stop_early: Part of timm's interface, without effect: the maps are computed together.
             output_fmt: Must be 'NCHW'.
-            intermediates_only: Return the maps alone.
+            intermediates_only: Only return the maps.
         """
         assert output_fmt == 'NCHW', 'Output shape must be NCHW.'
         take_indices, _ = feature_take_indices(len(self.feature_info), indices)
@@ -258,20 +234,17 @@ class FAN(nn.Module):
 
     @torch.jit.ignore
     def prune_intermediate_layers(
-            self,
-            indices: Union[int, List[int]] = 1,
-            prune_norm: bool = False,
-            prune_head: bool = True,
-    ) -> List[int]:
-        """Drop what the given intermediates do not need.
+            self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True) -> List[int]:
+        """Remove layers that the given intermediates do not need.
 
         Args:
             indices: As in `forward_intermediates`.
-            prune_norm: Drop FRN and CLN, so that `forward_features` ends at the last map; without x4 they go anyway.
-            prune_head: Drop the classifier.
+            prune_norm: Remove FRN and CLN, so that `forward_features` ends at the last map. They are always removed
+                together with x4.
+            prune_head: Remove the classifier.
 
         Returns:
-            The indices as they count from here on.
+            Indices of the same maps in the pruned model.
         """
         take_indices, max_index = feature_take_indices(len(self.feature_info), indices)
         if max_index < len(self.feature_info) - 1:
@@ -279,8 +252,8 @@ class FAN(nn.Module):
             self.feature_info = self.feature_info[:max_index + 1]
             prune_norm = True
         if prune_norm:
-            self.frn = self.cln = None
-            self.joint = False
+            self.frn, self.cln = GridPooling(self.feature_info), None
+            self.joint = self.all_levels = False
             self.norm = nn.ModuleList([
                 norm if i in take_indices else nn.Identity() for i, norm in enumerate(self.norm[:max_index + 1])])
             self.num_features = self.feature_info[-1]['num_chs']
@@ -291,11 +264,11 @@ class FAN(nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_chans, H, W) -> (B, num_features, h, w), h and w those of the backbone's last map."""
+        """(B, in_chans, H, W) -> (B, num_features, h, w), where h and w are those of the last map of the backbone"""
         return self.fuse(self.forward_maps(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """(B, num_features, h, w) -> logits (B, num_classes), or the pooled features (B, head_hidden_size)."""
+        """(B, num_features, h, w) -> logits (B, num_classes) or pooled features (B, head_hidden_size)"""
         return self.head(x, pre_logits=pre_logits)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -304,22 +277,22 @@ class FAN(nn.Module):
         return x
 
     def __prepare_scriptable__(self) -> 'FAN':
-        # TorchScript replaces children by what their own hook returns, here not in this very model
+        # TorchScript replaces children by what their own hooks return: not in the original model
         model = copy.copy(self)
         model._modules = dict(self._modules)
         return model
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: FAN) -> Dict[str, torch.Tensor]:
-    """Takes a FAN's weights as they are; those of the plain timm backbone leave the rest of the model as it is.
+    """Accepts the weights of a FAN, or those of the plain timm backbone, which leave the rest of the model unchanged.
 
     Raises:
-        timm_fan.InputError: The weights are of another model.
+        timm_fan.InputError: The weights belong to another model.
     """
     if any(name.startswith('backbone.') for name in state_dict):
         bias, own = state_dict.get('head.fc.bias'), getattr(model.head.fc, 'bias', None)
         if bias is not None and own is not None and len(bias) != len(own):
-            # of other classes; timm itself leaves out a linear layer's weight and bias
+            # other classes: timm itself only drops the weight and bias of a linear layer
             return {name: value for name, value in state_dict.items() if not name.startswith('head.fc.')}
         return state_dict
     backbone = {f'backbone.{name}': v for name, v in model.backbone.from_plain(state_dict).items()}
@@ -344,7 +317,7 @@ def _cfg_224(**kwargs: Any) -> Dict[str, Any]:
     return _cfg(**{**size, **kwargs})
 
 
-# a tag without weights stands for `timm_fan.hub.default_repo`
+# the weights of a tag are in the repository `timm_fan.hub.default_repo(name, tag)`
 default_cfgs = generate_default_cfgs({
     'fan': _cfg(),
     'fan_resnet18.coco2014': _cfg(),
@@ -366,12 +339,12 @@ default_cfgs = generate_default_cfgs({
 
 
 def _backbone_cfg(variant: str, backbone: str) -> Dict[str, Any]:
-    """What a FAN over `backbone` takes from the backbone's own pretrained config.
+    """The part of the pretrained config of `backbone` that also applies to a FAN over it.
 
-    That is the preprocessing; the sizes stay those of the variant unless it is the general one or the backbone has one
-    size only.
+    That is the preprocessing. Sizes are those of the variant, unless it is the generic one or the backbone has a fixed
+    input size.
     """
-    check_backbone_name(backbone)
+    check_name(backbone, '`backbone`')
     cfg = get_pretrained_cfg(backbone)
     if cfg is None:
         return {}
@@ -381,75 +354,33 @@ def _backbone_cfg(variant: str, backbone: str) -> Dict[str, Any]:
     return {k: getattr(cfg, k) for k in keys if getattr(cfg, k) is not None}
 
 
-def _published(variant: str, tag: Optional[str], cache_dir: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Config and model arguments that a default tag's weights were published with."""
-    repo = default_repo(variant, tag)
-    try:
-        with hub_errors(repo):
-            cfg, architecture, model_args = load_model_config_from_hf(repo, cache_dir=cache_dir)
-    except InputError as error:
-        raise InputError(
-            f'No pretrained weights of {variant}: {error} Else train them (train_scripts/train.py --model {variant}),'
-            " name a file (pretrained_cfg_overlay=dict(file='model.safetensors')), or start from the backbone's"
-            ' ImageNet weights (pretrained=False, pretrained_backbone=True).') from error
-    except (ValueError, KeyError) as error:
-        raise InputError(f'{repo}: its config.json is not that of a timm model ({error}).') from error
-    if architecture != variant:
-        raise InputError(f'{repo} holds a {architecture}, not a {variant}: create hf-hub:{repo} to get that one.')
-    return cfg, model_args
-
-
-def _safe_source(cfg: PretrainedCfg) -> Tuple[str, Dict[str, Any]]:
-    """Where the weights of `cfg` come from, in words, and the entries that keep timm from looking for pickles."""
-    refusal = 'FANs are loaded from safetensors only, which cannot run code.'
-    if cfg.source == 'local-dir':
-        if not (Path(cfg.file) / WEIGHTS_NAME).is_file():
-            raise InputError(f'{cfg.file} holds no {WEIGHTS_NAME}. {refusal}')
-        return f'{cfg.file}/{WEIGHTS_NAME}', {}
-    if cfg.source != 'hf-hub' and (cfg.state_dict or cfg.file):
-        if cfg.state_dict:
-            return 'state_dict', {}
-        if Path(cfg.file).suffix != '.safetensors':
-            raise InputError(f'{cfg.file}: not a .safetensors file. {refusal}')
-        if not Path(cfg.file).is_file():
-            raise InputError(f'No weights file {cfg.file}.')
-        return cfg.file, {}
-    if not cfg.hf_hub_id:
-        raise InputError(f'{cfg.url}: give a .safetensors file or a repository of the Hub, not a URL. {refusal}')
-    filename = cfg.hf_hub_filename or WEIGHTS_NAME
-    if not filename.endswith('.safetensors'):
-        raise InputError(f'{cfg.hf_hub_id}/{filename}: not a .safetensors file. {refusal}')
-    return f'hf-hub:{cfg.hf_hub_id}', dict(hf_hub_filename=filename)
+def _feature_cfg(kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """How timm extracts features; takes its entries out of `kwargs`."""
+    # all maps come out of one module: by forward_intermediates or by hooks, never by running the children in turn
+    feature_cfg = dict(out_indices=(0, 1, 2), feature_cls='getter')
+    feature_cfg.update(kwargs.pop('feature_cfg', None) or {})
+    feature_cls = kwargs.pop('feature_cls', feature_cfg['feature_cls'])
+    if feature_cls == 'dict':
+        return dict(feature_cfg, feature_cls='hook', return_dict=True)
+    return dict(feature_cfg, feature_cls='getter' if feature_cls == 'list' else feature_cls)
 
 
 def _create_fan(variant: str, pretrained: bool = False, **kwargs: Any) -> FAN:
     pretrained_cfg = kwargs.pop('pretrained_cfg', None)
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
-    # a saved model's config (a dict) and that of published weights stand as they are
+    # the config of a saved model (a dict), and that of published weights, are complete
     if not isinstance(pretrained_cfg, dict) and (variant == 'fan' or not pretrained):
         overlay = {**_backbone_cfg(variant, kwargs['backbone']), **overlay}
 
-    source = ''
+    errors = contextlib.nullcontext()
     if pretrained:
+        source = find_weights(variant, pretrained_cfg, overlay, kwargs.get('cache_dir'))
+        pretrained_cfg, overlay, errors = source.pretrained_cfg, source.overlay, weights_errors(source, variant)
+        if source.model_args:
+            kwargs = dict(source.model_args, pretrained_model_args=source.model_args, **kwargs)
         kwargs.update(pretrained_backbone=False, backbone_weights=None)
-        cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
-        if not (cfg.has_weights or cfg.state_dict):
-            pretrained_cfg, saved_args = _published(variant, cfg.tag, kwargs.get('cache_dir'))
-            kwargs = dict(saved_args, pretrained_model_args=saved_args, **kwargs)
-            cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
-        source, safe = _safe_source(cfg)
-        overlay.update(safe)
-
-    # FAN's maps come out of one module: by forward_intermediates or by hooks, never by running its children in turn
-    feature_cfg = dict(out_indices=(0, 1, 2), feature_cls='getter')
-    feature_cfg.update(kwargs.pop('feature_cfg', None) or {})
-    feature_cls = kwargs.pop('feature_cls', feature_cfg['feature_cls'])
-    if feature_cls == 'dict':
-        feature_cfg.update(feature_cls='hook', return_dict=True)
-    else:
-        feature_cfg['feature_cls'] = 'getter' if feature_cls == 'list' else feature_cls
-
-    def build() -> FAN:
+    feature_cfg = _feature_cfg(kwargs)
+    with errors:
         return build_model_with_cfg(
             FAN, variant, pretrained,
             pretrained_cfg=pretrained_cfg,
@@ -459,25 +390,10 @@ def _create_fan(variant: str, pretrained: bool = False, **kwargs: Any) -> FAN:
             **kwargs,
         )
 
-    if not pretrained:
-        return build()
-    try:
-        with hub_errors(source):
-            return build()
-    except SafetensorError as error:
-        raise InputError(
-            f'{source}: the file is damaged, or no safetensors file ({error}). Fetch or write it again.') from error
-    except RuntimeError as error:
-        if 'state_dict' not in str(error):
-            raise
-        differences = [line.strip() for line in str(error).splitlines()[1:]]
-        raise_problems(f'{source}: the weights do not fit this {variant}', differences, 'difference', shown=5)
-        raise
-
 
 @register_model
 def fan(pretrained: bool = False, **kwargs: Any) -> FAN:
-    """FAN over `backbone=NAME`; mean, std, interpolation and input size are the backbone's."""
+    """FAN over `backbone=NAME`, with mean, std, interpolation and input size of the backbone."""
     model_args = dict(backbone='resnet101.tv_in1k')
     return _create_fan('fan', pretrained=pretrained, **dict(model_args, **kwargs))
 
@@ -496,21 +412,21 @@ def fan_resnet50(pretrained: bool = False, **kwargs: Any) -> FAN:
 
 @register_model
 def fan_resnet101(pretrained: bool = False, **kwargs: Any) -> FAN:
-    """The paper's main model, Section IV-B1."""
+    """The main model of the paper, Section IV-B1."""
     model_args = dict(backbone='resnet101.tv_in1k', embed_dim=512)
     return _create_fan('fan_resnet101', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def fan_vgg16(pretrained: bool = False, **kwargs: Any) -> FAN:
-    """The paper's second model: conv4, conv5 and the last pooling of VGG-16 are x2, x3, x4."""
+    """The second model of the paper. x2, x3, x4 are conv4, conv5 and the last pooling of VGG-16."""
     model_args = dict(backbone='vgg16.tv_in1k', embed_dim=512)
     return _create_fan('fan_vgg16', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def fan_tresnet_l(pretrained: bool = False, **kwargs: Any) -> FAN:
-    """Over TResNet-L, https://arxiv.org/abs/2003.13630, the backbone of ASL and ML-Decoder."""
+    """FAN over TResNet-L (https://arxiv.org/abs/2003.13630), the backbone of ASL and ML-Decoder."""
     model_args = dict(backbone='tresnet_l.miil_in1k_448', embed_dim=512)
     return _create_fan('fan_tresnet_l', pretrained=pretrained, **dict(model_args, **kwargs))
 
@@ -547,6 +463,6 @@ def fan_swin_tiny_patch4_window7_224(pretrained: bool = False, **kwargs: Any) ->
 
 @register_model
 def fan_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> FAN:
-    """Blocks 4, 8 and 12 are x2, x3, x4, at one stride."""
+    """FAN over ViT-B/16. x2, x3, x4 are the outputs of blocks 4, 8 and 12, which have the same stride."""
     model_args = dict(backbone='vit_base_patch16_224.augreg2_in21k_ft_in1k', embed_dim=512)
     return _create_fan('fan_vit_base_patch16_224', pretrained=pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,77 @@
+import pytest
+import timm
+import torch
+from helpers import LABELS, photo, save_small_fan
+from PIL import ImageOps
+from timm.data import create_transform
+
+from timm_fan import InputError
+from timm_fan.models import load_model, save_model, save_thresholds
+from timm_fan.prediction import Predictor
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    return save_small_fan(tmp_path / 'model')
+
+
+@pytest.mark.parametrize('mode', ['center', 'squash', 'border'])
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic', 'nearest'])
+def test_probabilities_are_those_of_timm(model_folder, mode, interpolation):
+    """The transform of timm resizes PIL images, ours resizes tensors."""
+    model = load_model(model_folder)
+    with torch.no_grad():
+        model.head.fc.weight.mul_(50)
+    model.pretrained_cfg.update(crop_mode=mode, interpolation=interpolation)
+    predictor = Predictor(model)
+    photos = [photo(320, 240), ImageOps.mirror(photo(320, 240)), photo(97, 150), photo(64, 64)]
+    transform = create_transform(**predictor.data_config)
+    with torch.inference_mode():
+        expected = model(torch.stack([transform(p) for p in photos])).sigmoid()
+    assert (expected.amax(dim=0) - expected.amin(dim=0)).max() > 0.1  # the pixels matter
+    found = predictor.probabilities(photos)
+    assert found.dtype == torch.float32 and found.shape == (4, 3)
+    assert (found - expected).abs().max() < 0.02
+    for p, row in zip(photos, found):
+        torch.testing.assert_close(predictor.probabilities([p])[0], row, atol=1e-4, rtol=0)
+
+
+def test_labels_are_above_the_threshold_of_their_class(model_folder):
+    save_thresholds(model_folder, [0.3, 0.5, 0.7], 'class-f1')
+    predictor = Predictor.load(model_folder)
+    assert predictor.names == LABELS and predictor.thresholds.tolist() == pytest.approx([0.3, 0.5, 0.7])
+    probabilities = torch.tensor([0.4, 0.6, 0.65])
+    assert [name for name, _ in predictor.labels(probabilities)] == ['dog', 'cat']
+    assert predictor.labels(torch.tensor([0.2, 0.5, 0.7])) == []
+    (label,) = predictor.labels(torch.tensor([0.2, 0.5, 0.75]))
+    assert label.name == 'person' and label.probability == 0.75
+
+
+def test_without_saved_thresholds_labels_are_above_a_half(model_folder):
+    predictor = Predictor.load(model_folder)
+    assert predictor.thresholds.tolist() == [0.5, 0.5, 0.5]
+    assert [name for name, _ in predictor.labels(torch.tensor([0.4, 0.6, 0.65]))] == ['person', 'dog']
+
+
+def test_threshold_and_topk_replace_those_of_the_model(model_folder):
+    save_thresholds(model_folder, [0.3, 0.5, 0.7], 'class-f1')
+    predictor = Predictor.load(model_folder)
+    probabilities = torch.tensor([0.4, 0.6, 0.65])
+    assert [name for name, _ in predictor.labels(probabilities, threshold=0.62)] == ['person']
+    assert [name for name, _ in predictor.labels(probabilities, topk=2)] == ['person', 'dog']
+    assert [name for name, _ in predictor.labels(torch.zeros(3), topk=5)] == LABELS
+    assert [name for name, _ in predictor.labels(probabilities, threshold=0.9, topk=1)] == ['person']
+
+
+def test_class_indices_are_the_names_of_a_model_without_names():
+    predictor = Predictor(timm.create_model('test_resnet', num_classes=3).eval())
+    assert predictor.names == ['0', '1', '2']
+
+
+def test_nan_is_an_input_error(model_folder):
+    model = load_model(model_folder)
+    with torch.no_grad():
+        model.head.fc.weight[1] = float('nan')
+    save_model(model, model_folder, LABELS, dict(input_size=(3, 64, 64)))
+    with pytest.raises(InputError, match='The model gives NaN. Its weights are damaged.'):
+        Predictor.load(model_folder).probabilities([photo()])

@@ -1,0 +1,82 @@
+"""benchmark.py as a user runs it."""
+import json
+import re
+import shutil
+
+import pytest
+import timm
+from helpers import run_here
+from PIL import Image
+
+from timm_fan.cost import count_cost
+
+
+def test_models(monkeypatch, capsys, tmp_path):
+    """Costs are those that were counted, and ratios those of the times in the JSON file."""
+    file, page = tmp_path / 'model.json', tmp_path / 'model.md'
+    options = ['--rows', 'FAN', '--repeats', '2', '--results', file]
+    tiny = ['--backbone', 'test_resnet', '--img-size', '64', '--device', 'cpu', '--table', page]
+    assert run_here(monkeypatch, 'benchmark', 'model', 'fan', *tiny, *options) == 0
+    report = json.loads(file.read_text())
+    assert [(r['row'], r['engine']) for r in report['rows']] == [('backbone', 'eager'), ('FAN', 'eager')]
+    backbone, fan = report['rows']
+    expected = count_cost(timm.create_model('fan', backbone='test_resnet', num_classes=80).eval(), (3, 64, 64))
+    assert (fan['parameters'], fan['multiply_adds']) == tuple(expected)
+    assert fan['memory_training'] > fan['memory_inference'] > 0
+    assert all('training' in r for r in report['rows'])
+    assert f"| {fan['latency'] / backbone['latency']:.2f} |" in page.read_text()
+    assert page.read_text() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('options, words', [
+    (['model', 'fan_resnet1O1'], 'fan_resnet101'),
+    (['model', 'fan', '--backbone', 'test_resnet', '--device', 'cpu', '--engines', 'graph'],
+     '--engines graph requires a CUDA device, got --device cpu'),
+    (['model', '--device', 'nothing'], '--device nothing is not a device'),
+    (['metrics', '--repeats', '0'], '--repeats must be at least 1, got 0'),
+    (['metrics', '--results', '.'], 'unrecognized arguments: --results'),
+    (['backbones', '--results', '.'], '--results . is a folder'),
+    (['backbones', '--names', 'nothing*'], 'nothing*'),
+])
+def test_mistakes_are_named(monkeypatch, capsys, options, words):
+    assert run_here(monkeypatch, 'benchmark', *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_data(monkeypatch, capsys, coco_folder, tmp_path):
+    file = tmp_path / 'data.json'
+    folder = shutil.copytree(coco_folder / 'val2014', tmp_path / 'photographs')
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated
+    Image.open(folder / '000001.jpg').save(folder / '000000.jpg', exif=exif)
+    options = [folder, '--img-size', '48', '--repeats', '1', '--images', '5', '--results', file]
+    assert run_here(monkeypatch, 'benchmark', 'data', *options) == 0
+    report = json.loads(file.read_text())
+    assert report['images'] == 5 and report['pixel_difference']['mean'] < 0.5
+    rates, output = report['images_per_second'], capsys.readouterr().out
+    assert 'ours: crop, flip' in rates
+    for name, rate in rates.items():
+        assert f'| {name} | {rate:.0f} | {rate / rates["CSRA: flip, crop"]:.2f} x |' in output
+    assert run_here(monkeypatch, 'benchmark', 'data', *options, '--repeats', '0') == 2
+    assert '--repeats must be at least 1, got 0' in capsys.readouterr().err
+    assert run_here(monkeypatch, 'benchmark', 'data', tmp_path / 'none') == 2
+    assert f'There is no JPEG in {tmp_path / "none"}' in capsys.readouterr().err
+
+
+def test_metrics(monkeypatch, capsys):
+    options = ['metrics', '--images', '300', '--classes', '5', '--repeats', '1', '--bootstrap', '5']
+    assert run_here(monkeypatch, 'benchmark', *options) == 0
+    values = re.findall(r'mAP alone  mAP ([\d.]+)', capsys.readouterr().out)
+    assert len(values) == 3 and all(float(v) == pytest.approx(float(values[0]), abs=1e-6) for v in values)
+    assert run_here(monkeypatch, 'benchmark', 'metrics', '--binned-images', '1200', '--binned-classes', '4') == 0
+    assert 'is inside its bounds' in capsys.readouterr().out
+
+
+def test_backbones(monkeypatch, capsys, tmp_path):
+    table, results = tmp_path / 'page' / 'backbones.md', tmp_path / 'rows.jsonl'
+    options = ['backbones', '--names', 'test_[rc]*', '--table', table, '--results', results]
+    assert run_here(monkeypatch, 'benchmark', *options, '--all') == 0
+    page = table.read_text()
+    assert f'timm {timm.__version__}' in page and capsys.readouterr().out.startswith('# FAN over timm backbones')
+    assert '| resnet | `test_resnet` | 0.4 | 8 16 32 | 48 192 96 |  | any | 1 of 1 | 1 |' in page
+    assert f'of {len(results.read_text().splitlines())} tried models' in page

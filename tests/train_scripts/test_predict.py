@@ -1,0 +1,49 @@
+"""predict.py as a user runs it."""
+import json
+import re
+
+import pytest
+from helpers import run_here
+
+from timm_fan.data import read_coco
+
+
+def test_text_has_a_line_for_each_image(monkeypatch, capsys, run_folder, coco_folder):
+    photo = coco_folder / 'val2014' / '000003.jpg'
+    assert run_here(monkeypatch, 'predict', run_folder, photo, coco_folder / 'val2014', '--topk', '2') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14
+    assert re.fullmatch(rf'{photo}: \w+ [01]\.\d\d, \w+ [01]\.\d\d', lines[0])
+
+
+def test_json_has_sorted_probabilities_above_the_threshold(monkeypatch, capsys, run_folder, coco_folder):
+    photo = coco_folder / 'val2014' / '000003.jpg'
+    assert run_here(monkeypatch, 'predict', run_folder, photo, '--threshold', '0.01', '--format', 'json') == 0
+    [result] = json.loads(capsys.readouterr().out)
+    names = read_coco(coco_folder, 'val2014').class_names
+    assert result['file'] == str(photo) and {x['label'] for x in result['labels']} <= set(names)
+    probabilities = [x['probability'] for x in result['labels']]
+    assert probabilities == sorted(probabilities, reverse=True) and all(0.01 < p <= 1 for p in probabilities)
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--device', 'nothing'], '--device nothing is not a device of PyTorch'),
+    (['--topk', '0'], '--topk must be at least 1, got 0'),
+    (['--threshold', '1'], '--threshold must be between 0 and 1, got 1.0'),
+])
+def test_mistakes_are_named(monkeypatch, capsys, run_folder, coco_folder, options, words):
+    photo = coco_folder / 'val2014' / '000003.jpg'
+    assert run_here(monkeypatch, 'predict', run_folder, photo, *options) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_unreadable_images_are_left_out(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    (tmp_path / 'a.jpg').write_bytes((coco_folder / 'val2014' / '000003.jpg').read_bytes()[:400])
+    assert run_here(monkeypatch, 'predict', run_folder, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert f'unreadable image {tmp_path / "a.jpg"}' in error and 'No image could be read' in error
+    (tmp_path / 'b.jpg').write_bytes((coco_folder / 'val2014' / '000003.jpg').read_bytes())
+    assert run_here(monkeypatch, 'predict', run_folder, tmp_path) == 0
+    output = capsys.readouterr()
+    assert output.out.startswith(f'{tmp_path / "b.jpg"}: ') and output.out.count('\n') == 1
+    assert str(tmp_path / 'a.jpg') in output.err

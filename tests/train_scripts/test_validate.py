@@ -1,0 +1,138 @@
+"""validate.py as a user runs it."""
+import json
+import re
+import shutil
+
+import pytest
+from helpers import SCRIPTS, history, launch, run_here, write_hub, write_small_coco, write_table, write_tars
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+
+def data_options(folder):
+    return ['--data', 'coco2014', '--data-dir', folder, '--workers', '0']
+
+
+@pytest.mark.parametrize('processes', [0, 2])
+def test_it_repeats_the_evaluation_of_the_training(run_folder, coco_folder, processes):
+    result = launch(
+        SCRIPTS / 'validate.py', run_folder / 'last', *data_options(coco_folder), '--batch-size', '4', '--json',
+        processes=processes)
+    scores = json.loads(result.stdout[result.stdout.index('{'):])
+    last = history(run_folder)[-1]
+    assert scores['num_images'] == 13
+    assert scores['mAP'] == pytest.approx(last['mAP'], abs=1e-5)
+    assert scores['all']['CF1'] == pytest.approx(last['CF1'], abs=1e-5)
+    assert scores['all']['OF1'] == pytest.approx(last['OF1'], abs=1e-5)
+
+
+@pytest.mark.parametrize('write, kind', [(write_table, 'csv'), (write_hub, 'disk'), (write_tars, 'json')])
+def test_two_processes_evaluate_every_source_as_one(run_folder, coco_folder, tmp_path, write, kind):
+    data = write(coco_folder, tmp_path, kind)
+    result = launch(
+        SCRIPTS / 'validate.py', run_folder / 'best', '--data', data, '--data-dir', tmp_path, '--workers', '0',
+        '--batch-size', '4', '--bootstrap', '0', '--json', processes=2)
+    scores = json.loads(result.stdout[result.stdout.index('{'):])
+    alone = json.loads((run_folder / 'report' / 'metrics.json').read_text())
+    for key in ('mAP', 'all', 'top3', 'num_images', 'per_class', 'mAP_by_definition', 'sample_f1'):
+        assert scores[key] == alone[key], key
+
+
+def test_thresholds_are_kept_and_applied(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    common = [*data_options(coco_folder), '--bootstrap', '0', '--json']
+    assert run_here(monkeypatch, 'validate', folder, *common, '--choose-thresholds', 'global-f1') == 0
+    chosen = json.loads(capsys.readouterr().out)
+    config = json.loads((folder / 'config.json').read_text())
+    assert config['threshold_policy'] == 'global-f1' and len(config['thresholds']) == 6
+    plain = json.loads((run_folder / 'report' / 'metrics.json').read_text())
+    assert chosen['all']['OF1'] > plain['all']['OF1'] and chosen['mAP'] == plain['mAP']
+    assert run_here(monkeypatch, 'validate', folder, *common) == 0
+    assert json.loads(capsys.readouterr().out)['all'] == chosen['all']
+    assert run_here(monkeypatch, 'validate', folder, *common, '--threshold', '0.5') == 0
+    assert json.loads(capsys.readouterr().out)['all'] == plain['all']
+
+    assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014', '--format', 'json') == 0
+    found = json.loads(capsys.readouterr().out)
+    threshold = config['thresholds'][0]
+    assert sum(len(r['labels']) for r in found) > 0
+    assert all(label['probability'] >= round(threshold, 4) for r in found for label in r['labels'])
+    for options, word in (
+            (['--choose-thresholds', 'best'], 'class-f1'), (['--threshold', '1.5'], '1.5')):
+        assert run_here(monkeypatch, 'validate', folder, *common, *options) == 2
+        assert word in capsys.readouterr().err
+    (folder / 'config.json').write_text(json.dumps({**config, 'thresholds': [0.5]}))
+    assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014') == 2
+    assert 'must be 6 numbers' in capsys.readouterr().err
+
+
+def test_thresholds_survive_data_that_cannot_be_evaluated(monkeypatch, capsys, run_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    names = json.loads((folder / 'config.json').read_text())['label_names']
+    Image.new('RGB', (48, 48)).save(tmp_path / 'a.png')
+    (tmp_path / 'val.csv').write_text(','.join(['image', *names]) + '\na.png' + ',-1' * len(names) + '\n')
+    before = (folder / 'config.json').read_text()
+    for options in (['--choose-thresholds', 'class-f1'], [], ['--binned']):
+        code = run_here(
+            monkeypatch, 'validate', folder, '--data', 'table', '--data-dir', tmp_path, '--workers', '0', *options)
+        assert code == 2 and 'No label of the data set is known' in capsys.readouterr().err
+    assert (folder / 'config.json').read_text() == before
+
+
+@pytest.mark.parametrize('options', [
+    ['--binned', '--report', 'x'], ['--binned', '--json'], ['--choose-thresholds', 'class-f1', '--threshold', '0.4'],
+    ['--batch-size', '0'], ['--workers', '-1'], ['--bootstrap', '-1']])
+def test_options_without_effect_are_refused(monkeypatch, capsys, run_folder, options):
+    assert run_here(monkeypatch, 'validate', run_folder, *options) == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_weights_of_nan_are_reported(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    weights = load_file(folder / 'model.safetensors')
+    save_file({**weights, 'head.fc.bias': weights['head.fc.bias'] * float('nan')}, folder / 'model.safetensors')
+    data = data_options(coco_folder)
+    for options in (['validate', folder, *data], ['validate', folder, *data, '--binned'],
+                    ['predict', folder, coco_folder / 'val2014']):
+        assert run_here(monkeypatch, *options) == 2
+        assert 'gives NaN' in capsys.readouterr().err
+
+
+def test_class_names_of_digits_are_names_too(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    config = json.loads((folder / 'config.json').read_text())
+    (folder / 'config.json').write_text(json.dumps({**config, 'label_names': list('012345')}))
+    assert run_here(monkeypatch, 'validate', folder, '--data', 'coco2014', '--data-dir', coco_folder) == 2
+    assert "Class 0 is '0' in the model" in capsys.readouterr().err
+
+
+def test_another_number_of_classes_is_refused(monkeypatch, capsys, run_folder, tmp_path):
+    data = write_small_coco(tmp_path / 'coco', 4, 4, num_classes=4)
+    assert run_here(monkeypatch, 'validate', run_folder, '--data', 'coco2014', '--data-dir', data) == 2
+    assert 'The model has 6 classes, the data 4' in capsys.readouterr().err
+
+
+def test_comparison_of_two_models(monkeypatch, capsys, run_folder, coco_folder):
+    common = [*data_options(coco_folder), '--bootstrap', '50']
+    assert run_here(monkeypatch, 'validate', '--compare', run_folder / 'best', run_folder / 'best', *common) == 0
+    out = capsys.readouterr().out
+    assert 'mAP  +0.00' in out and 'does not exceed' in out
+
+
+def test_binned_evaluation(monkeypatch, capsys, run_folder, coco_folder):
+    assert run_here(monkeypatch, 'validate', run_folder, *data_options(coco_folder), '--binned') == 0
+    low, high = map(float, re.search(r'between ([\d.]+) and ([\d.]+)', capsys.readouterr().out).groups())
+    exact = 100 * json.loads((run_folder / 'report' / 'metrics.json').read_text())['mAP']
+    assert low - 0.01 <= exact <= high + 0.01
+
+
+def test_a_report_leaves_other_files_in_its_folder(monkeypatch, coco_folder, run_folder, tmp_path):
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'thesis.txt').write_text('precious')
+    data = ['--data', 'coco2014', '--data-dir', coco_folder]
+    for _ in range(2):
+        assert run_here(monkeypatch, 'inspect_data', *data, '--figures', tmp_path / 'mine') == 0
+        assert run_here(monkeypatch, 'validate', run_folder, *data, '--report', tmp_path / 'mine') == 0
+    names = {p.name for p in (tmp_path / 'mine').iterdir()}
+    assert {'thesis.txt', 'frequencies.png', 'report.html', 'metrics.json'} <= names
+    assert not any(name.startswith('.') for name in names)

@@ -1,0 +1,155 @@
+"""The data sources by name. A new source is a module that returns a MultiLabelDataset, and an entry in SOURCES."""
+import inspect
+from pathlib import Path
+from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
+
+from tqdm.auto import tqdm
+
+from timm_fan.data.dataset import MultiLabelDataset
+from timm_fan.errors import InputError
+
+from .coco import read_coco
+from .hf_datasets import read_hf_dataset
+from .labels import read_class_names
+from .scenes import write_scenes
+from .shards import read_shards, write_shards
+from .table import read_table
+from .voc import VOC_CLASSES, read_voc
+
+
+class Request(NamedTuple):
+    """What is requested from a source."""
+    data_dir: Path
+    where: str
+    split: str
+    class_names: Optional[Sequence[str]]
+
+    def names(self, classes: Optional[str]) -> Optional[Sequence[str]]:
+        """The class names of the request, or else those in the file `classes`."""
+        return self.class_names or (read_class_names(self.data_dir / classes) if classes else None)
+
+    def path(self, where: str) -> str:
+        """The path for the requested split."""
+        if '{split}' not in where:
+            raise InputError(
+                f"`data`: '{where}' is the same for all splits. Write {{split}} in place of train and val.")
+        return str(self.data_dir / where.replace('{split}', self.split))
+
+
+def _coco(year: int) -> Callable[..., MultiLabelDataset]:
+    def read(request: Request) -> MultiLabelDataset:
+        return read_coco(request.data_dir, f'{request.split}{year}')
+    return read
+
+
+def _scenes(request: Request) -> MultiLabelDataset:
+    return read_coco(write_scenes(request.data_dir, progress=tqdm), request.split)
+
+
+def _voc(year: int, image_sets: Dict[str, str]) -> Callable[..., MultiLabelDataset]:
+    def read(request: Request, difficult: str = 'ignore') -> MultiLabelDataset:
+        return read_voc(request.data_dir, year, image_sets[request.split], difficult)
+    return read
+
+
+def _table(
+        request: Request, classes: Optional[str] = None, image: Optional[str] = None, labels: Optional[str] = None,
+        images: Optional[str] = None, sep: Optional[str] = None, unlisted: str = 'absent') -> MultiLabelDataset:
+    images = request.data_dir / images if images else None
+    file = request.path(request.where or '{split}.csv')
+    return read_table(file, request.names(classes), images, image, labels, sep, unlisted)
+
+
+def _hub(
+        request: Request, classes: Optional[str] = None, config: Optional[str] = None, image: Optional[str] = None,
+        labels: Optional[str] = None) -> MultiLabelDataset:
+    if not request.where:
+        raise InputError('`data=hub:NAME` requires the name of a data set or a path.')
+    return read_hf_dataset(
+        request.where, request.split, request.data_dir, request.names(classes), config, image, labels)
+
+
+def _shards(request: Request, classes: Optional[str] = None, unlisted: str = 'absent') -> MultiLabelDataset:
+    pattern = request.path(request.where or '{split}-*.tar')
+    return read_shards(pattern, request.class_names, request.data_dir / classes if classes else None, unlisted)
+
+
+SOURCES: Dict[str, Callable[..., MultiLabelDataset]] = {
+    'scenes': _scenes,
+    'coco2014': _coco(2014),
+    'coco2017': _coco(2017),
+    'voc2007': _voc(2007, dict(train='trainval', val='test')),
+    'voc2012': _voc(2012, dict(train='train', val='val')),
+    'table': _table,
+    'hub': _hub,
+    'shards': _shards,
+}
+
+
+def create_dataset(
+        data: str,
+        data_dir: Union[str, Path],
+        split: str,
+        transform: Optional[Callable] = None,
+        class_names: Optional[Sequence[str]] = None,
+) -> MultiLabelDataset:
+    """Open one split of a data source.
+
+    Args:
+        data: `NAME[:WHERE][?OPTION=VALUE&...]` with a NAME in SOURCES: `coco2014`, `voc2007?difficult=positive`,
+            `table:labels_{split}.csv`, `hub:NAME`, `shards:{split}-{000..127}.tar`.
+        data_dir: Folder of the data set, which a path in WHERE is relative to. Scenes are drawn in it once.
+        split: 'train' or 'val'.
+        transform: From PIL image to tensor.
+        class_names: Classes of a model or of the training split, in order, for sources that only name labels.
+
+    Raises:
+        InputError: Unknown source or option, or its files are missing or damaged.
+    """
+    address, _, query = data.partition('?')
+    name, _, where = address.partition(':')
+    if name not in SOURCES:
+        raise InputError(f"`data={data}` is not one of {', '.join(SOURCES)}.")
+    source = SOURCES[name]
+    known = [p for p in inspect.signature(source).parameters if p != 'request']
+    options = {}
+    for pair in filter(None, query.split('&')):
+        key, sep, value = pair.partition('=')
+        if not sep or key not in known:
+            raise InputError(
+                f"`data={data}`: '{pair}' is not an option of {name}, which has: {', '.join(known) or 'none'}.")
+        options[key] = value
+    dataset = source(Request(Path(data_dir), where, split, class_names), **options)
+    dataset.transform = transform
+    return dataset
+
+
+def create_splits(data: str, data_dir: Union[str, Path]) -> Tuple[MultiLabelDataset, MultiLabelDataset]:
+    """Open the training and validation split of a data source, with the same classes.
+
+    Args:
+        data: As for `create_dataset`.
+        data_dir: As for `create_dataset`.
+
+    Raises:
+        InputError: As `create_dataset`, or the splits have different classes. Problems of both splits are reported
+            together.
+    """
+    datasets: Dict[str, MultiLabelDataset] = {}
+    errors: Dict[str, InputError] = {}
+    for split in ('train', 'val'):
+        names = datasets['train'].class_names if 'train' in datasets else None
+        try:
+            datasets[split] = create_dataset(data, data_dir, split, class_names=names)
+        except InputError as error:
+            if not error.problems:
+                raise
+            errors[split] = error
+    if errors:
+        error = InputError('\n'.join(map(str, errors.values())))
+        error.problems = [f'{split}: {problem}' for split, e in errors.items() for problem in e.problems]
+        raise error
+    train, val = datasets['train'], datasets['val']
+    if train.class_names != val.class_names:
+        raise InputError(f'{data} in {data_dir}: the training and validation split have different classes.')
+    return train, val

@@ -1,0 +1,174 @@
+"""Data sets of Hugging Face's `datasets` library: from the Hub, a local folder, or Parquet files."""
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+from timm_fan.data.dataset import MultiLabelDataset
+from timm_fan.data.packed import SparseLabels
+from timm_fan.errors import InputError
+
+from .labels import Labelled, index_labels
+
+LABEL_COLUMNS = ('labels', 'label', 'tags', 'objects', 'classes', 'categories')
+# keys of the entries of an objects column
+CATEGORY_KEYS = ('category', 'categories', 'label', 'labels', 'category_id')
+SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
+
+
+def _content(value: Optional[Dict[str, Any]], folders: Sequence[str]) -> bytes:
+    """Bytes of an image cell, or of the file that it names in one of `folders`."""
+    if value is None:
+        raise OSError('no image')
+    if value.get('bytes') is not None:
+        return value['bytes']
+    paths = [os.path.abspath(os.path.join(folder, value['path'])) for folder in folders]
+    path = next(filter(os.path.isfile, paths), os.path.abspath(value['path']))
+    if not any(path.startswith(os.path.join(folder, '')) for folder in folders):
+        raise OSError('the file is outside of the data set')
+    return Path(path).read_bytes()
+
+
+class ImageColumn:
+    """The image column of a `datasets.Dataset`, still encoded. Rows stay on disk, memory-mapped."""
+
+    def __init__(self, dataset: Any, column: str, folders: Sequence[str]):
+        self.dataset = dataset.select_columns([column])
+        self.column, self.folders = column, folders
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def name(self, index: int) -> str:
+        path = (self.dataset[index][self.column] or {}).get('path')
+        return f'row {index}' + (f' ({path})' if path else '')
+
+    def fingerprint(self) -> bytes:
+        return self.dataset._fingerprint.encode()
+
+    def read(self, index: int) -> bytes:
+        return _content(self.dataset[index][self.column], self.folders)
+
+
+def _local(name: str, root: Path) -> Optional[Path]:
+    return next((p for p in (Path(name), root / name) if p.exists()), None)
+
+
+def _open(name: str, root: Path, config: Optional[str]) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError('hub: requires the datasets library: pip install "timm-fan[data]".') from error
+    local = _local(name, root)
+    try:
+        if local is None:
+            return datasets.load_dataset(name, config)
+        if (local / 'dataset_dict.json').is_file() or (local / 'dataset_info.json').is_file():
+            return datasets.load_from_disk(str(local))
+        return datasets.load_dataset(str(local), config)
+    except Exception as error:  # the library has no common class for its errors
+        text = (str(error).splitlines() or [''])[0]
+        raise InputError(f"hub:{name} cannot be opened: {type(error).__name__}: {text}") from error
+
+
+def _class_names(feature: Any) -> Optional[List[str]]:
+    """Names of the first ClassLabel in the feature of a column, which may consist of lists and dicts of features."""
+    if getattr(feature, 'names', None):
+        return list(feature.names)
+    if isinstance(feature, dict):
+        inner = [feature[k] for k in CATEGORY_KEYS if k in feature]
+    elif isinstance(feature, (list, tuple)):
+        inner = list(feature)
+    else:
+        inner = [getattr(feature, 'feature', None)]
+    return next((names for f in inner if f is not None for names in [_class_names(f)] if names), None)
+
+
+def _row_labels(value: Any) -> List[Any]:
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        key = next((k for k in CATEGORY_KEYS if k in value), None)
+        if key is None:
+            raise KeyError(f'none of {", ".join(CATEGORY_KEYS)}')
+        value = value[key]
+    if not isinstance(value, (list, tuple)):
+        value = [value]
+    return [label for entry in value for label in (_row_labels(entry) if isinstance(entry, dict) else [entry])]
+
+
+def _choose_split(name: str, opened: Any, split: str) -> Any:
+    if hasattr(opened, 'keys'):
+        found = next((s for s in (split, *SPLITS.get(split, ())) if s in opened), None)
+        if found is None:
+            raise InputError(f"hub:{name} has no split '{split}', only: {', '.join(opened)}.")
+        return opened[found]
+    if split not in ('train', str(opened.split)):
+        raise InputError(f"hub:{name} is a single split ('{opened.split}'), but '{split}' was requested.")
+    return opened
+
+
+def _choose_columns(name: str, features: Dict[str, Any], image: Optional[str], labels: Optional[str]) -> List[str]:
+    import datasets
+
+    if image is None:
+        image = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
+        image = image or ('image' if 'image' in features else None)
+    labels = labels or next((c for c in LABEL_COLUMNS if c in features), None)
+    for what, column in (('image', image), ('labels', labels)):
+        if column not in features:
+            raise InputError(
+                f'hub:{name} has no {what} column{f" {column}" if column else ""}. Name it with {what}=. It has:'
+                f' {", ".join(features)}.')
+    feature = features[image]
+    if not (isinstance(feature, datasets.Image) or getattr(feature, 'dtype', None) == 'string'
+            or isinstance(feature, dict) and {'bytes', 'path'} <= feature.keys()):
+        raise InputError(f"hub:{name}: column '{image}' contains no images but {feature}.")
+    return [image, labels]
+
+
+def read_hf_dataset(
+        name: str,
+        split: str,
+        data_dir: Union[str, Path] = '.',
+        class_names: Optional[Sequence[str]] = None,
+        config: Optional[str] = None,
+        image: Optional[str] = None,
+        labels: Optional[str] = None,
+) -> MultiLabelDataset:
+    """Read one split of a `datasets` data set with an image column and a column of labels or objects.
+
+    Args:
+        name: Name on the Hub, or a path: a folder of `save_to_disk`, of Parquet files, or of images and metadata.
+        split: 'train' or 'val' (the first of validation, val, valid and test that exists), or the name of a split.
+        data_dir: Folder that a path is relative to.
+        class_names: Names in class order, by default those of the column's ClassLabel, or else the labels that occur.
+        config: Configuration of a data set that has several.
+        image: Image column, by default the first one with images.
+        labels: Column with a list of names or class indices, or with objects (dicts with a category), by default the
+            first one that is in `LABEL_COLUMNS`.
+
+    Raises:
+        InputError: The data set cannot be opened, or lacks the split or a column.
+    """
+    opened = _choose_split(name, _open(name, Path(data_dir), config), split)
+    import datasets
+    image, labels = _choose_columns(name, opened.features or {}, image, labels)
+    own_names = _class_names(opened.features[labels])
+    opened = opened.cast_column(image, datasets.Image(decode=False))
+    rows, problems = [], []
+    for i, row in enumerate(opened.select_columns([labels])):
+        try:
+            present = _row_labels(row[labels])
+        except KeyError as error:
+            problems.append(f"row {i}: '{labels}' has {error.args[0]}")
+            continue
+        if own_names and class_names is not None:
+            # by name, because the model may have another order
+            present = [
+                own_names[label] if isinstance(label, int) and 0 <= label < len(own_names) else label
+                for label in present]
+        rows.append(Labelled(f'row {i}', present))
+    names, indexed = index_labels(f'hub:{name}', rows, class_names or own_names, problems)
+    folders = [data_dir, _local(name, Path(data_dir)), datasets.config.HF_CACHE_HOME]
+    images = ImageColumn(opened, image, [os.path.abspath(f) for f in folders if f])
+    return MultiLabelDataset(images, SparseLabels(indexed, len(names)), names)

@@ -1,0 +1,265 @@
+"""WebDataset shards: tar files where the members of one sample share a name. The reader, and a writer."""
+import glob
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from timm_fan.data.dataset import MultiLabelDataset
+from timm_fan.data.images import UNREADABLE
+from timm_fan.data.packed import Boxes, PackedStrings, Sample, SparseLabels
+from timm_fan.errors import InputError, raise_problems
+from timm_fan.files import write_text
+from timm_fan.processes import ignore_signals
+
+from .labels import Labelled, index_labels, read_class_names, value_of_unlisted
+
+IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'ppm', 'tif', 'tiff')
+
+
+def expand_shards(pattern: str) -> List[str]:
+    """Names of `a-{000..127}.tar` in order, or the files that match a pattern with * or ?, sorted."""
+    found = re.search(r'\{(\d+)\.\.(\d+)\}', pattern)
+    if not found:
+        # the name of a folder may contain brackets
+        return sorted(glob.glob(pattern.replace('[', '[[]'))) if re.search(r'[*?]', pattern) else [pattern]
+    first, last = found.groups()
+    names = [f'{i:0{len(first)}d}' for i in range(int(first), int(last) + 1)]
+    return [name for n in names for name in expand_shards(pattern[:found.start()] + n + pattern[found.end():])]
+
+
+class TarImages:
+    """Images in uncompressed tar files, read by position: in any order, by any number of workers and processes."""
+
+    def __init__(self, shards: Sequence[str], members: Sequence[Tuple[int, str, int, int]]):
+        self.shards = list(shards)
+        self.names = PackedStrings(name for _, name, _, _ in members)
+        self.positions = np.array([(s, start, size) for s, _, start, size in members], dtype=np.int64).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def name(self, index: int) -> str:
+        return f'{self.shards[self.positions[index, 0]]}/{self.names[index]}'
+
+    def fingerprint(self) -> bytes:
+        return self.names.content.tobytes() + self.positions.tobytes()
+
+    def read(self, index: int) -> bytes:
+        shard, start, size = self.positions[index].tolist()
+        with open(self.shards[shard], 'rb') as file:
+            file.seek(start)
+            return file.read(size)
+
+
+def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
+    """Key -> suffix -> position of the members of one shard, in their order."""
+    samples: Dict[str, Dict[str, Tuple[int, int]]] = {}
+    size = Path(shard).stat().st_size
+    with tarfile.open(shard, 'r:') as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            if member.offset_data + member.size > size:
+                raise tarfile.ReadError(f'member {member.name} is cut off')
+            folder, _, base = member.name.rpartition('/')
+            key, _, suffix = base.partition('.')
+            samples.setdefault(f'{folder}/{key}' if folder else key, {})[suffix.lower()] = (
+                member.offset_data, member.size)
+        end = archive.offset
+    with open(shard, 'rb') as file:
+        file.seek(end)
+        # tarfile treats a damaged header as the end of the archive
+        if file.read(512) != bytes(512):
+            raise tarfile.ReadError(f'damaged at byte {end}')
+    return samples
+
+
+def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Sequence[Any], ...], Sample]:
+    """Labels of an image, and a Sample with its objects, from the member next to it."""
+    if suffix == 'json':
+        entry = json.loads(content)
+        groups = entry['labels'], entry.get('absent', []), entry.get('unknown', [])
+        if not all(isinstance(group, list) for group in groups):
+            raise ValueError(f'labels, absent and unknown must be lists, got {groups!r:.80}')
+        boxes, box_labels = np.asarray(entry.get('boxes', ()), float).reshape(-1, 4), entry.get('box_labels', ())
+        if len(boxes) != len(box_labels) or not all(isinstance(i, int) for i in box_labels):
+            raise ValueError(f'box_labels must have a class index for each of {len(boxes)} boxes, got {box_labels}')
+        return groups, Sample('', (), boxes, box_labels, size=entry.get('size'))
+    text = content.decode()
+    if suffix == 'cls':
+        return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],), Sample('', ())
+    return ([line.strip() for line in text.splitlines()],), Sample('', ())
+
+
+def _samples(shard: str, problems: List[str]) -> Iterator[Tuple[str, str, Tuple[int, int], Sequence[Any], Sample]]:
+    """Key, image suffix, position of the image, labels and objects of each sample. Others are added to `problems`."""
+    try:
+        samples = _scan(shard)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        problems.append(f'{shard}: {error}')
+        return
+    with open(shard, 'rb') as file:
+        for key, found in samples.items():
+            image = next((s for s in IMAGE_SUFFIXES if s in found), None)
+            suffix = next((s for s in ('json', 'cls', 'txt') if s in found), None)
+            if image is None or suffix is None:
+                problems.append(f'{shard}: {key} has no {"image" if image is None else "json, cls or txt"}')
+                continue
+            start, size = found[suffix]
+            file.seek(start)
+            try:
+                groups, objects = _parse(file.read(size), suffix)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                problems.append(f'{shard}: {key}.{suffix}: {type(error).__name__}: {error}')
+                continue
+            yield key, image, found[image], groups, objects
+
+
+def read_shards(
+        pattern: str,
+        class_names: Optional[Sequence[str]] = None,
+        classes: Optional[Union[str, Path]] = None,
+        unlisted: str = 'absent',
+) -> MultiLabelDataset:
+    """Read WebDataset shards: KEY.jpg (or another image format), and KEY.json, KEY.cls or KEY.txt.
+
+    The JSON has `labels`, and optionally `absent` and `unknown`, as lists of names or class indices, and for objects
+    `boxes` (x, y, width, height in pixels), `box_labels` (class indices) and `size` (width, height of the image), as
+    `write_shards` writes them. .cls has class indices, .txt one name per line. Shards are scanned once at the start,
+    only headers and labels. Images are then read by position, so that an epoch is exact with any number of workers and
+    processes, and shuffled as a whole. Shards must be uncompressed and on a file system.
+
+    Args:
+        pattern: Path with a range `{000..127}`, or with * or ?.
+        class_names: Names in class order.
+        classes: File of class names, one per line, by default `classes.txt` next to the shards, or else the names that
+            occur.
+        unlisted: Meaning of labels that a sample does not list, 'absent' or 'unknown' (Open Images).
+
+    Raises:
+        InputError: A shard is missing or damaged. Samples without an image or labels are reported together.
+    """
+    default = value_of_unlisted(unlisted)
+    shards = expand_shards(pattern)
+    missing = [s for s in shards if not Path(s).is_file()]
+    if missing or not shards:
+        more = f', and {len(missing) - 1} more' if len(missing) > 1 else ''
+        raise InputError(f'No shard {missing[0] if missing else pattern}{more}.')
+    beside = Path(shards[0]).parent / 'classes.txt'
+    if class_names is None and (classes or beside.is_file()):
+        class_names = read_class_names(classes or beside)
+
+    members, rows, objects, problems = [], [], [], []
+    for number, shard in enumerate(shards):
+        for key, image, position, groups, found_objects in _samples(shard, problems):
+            rows.append(Labelled(f'{shard}: {key}', *([x for x in group if x != ''] for group in groups)))
+            objects.append(found_objects)
+            members.append((number, f'{key}.{image}', *position))
+    if not rows:
+        raise_problems(pattern, problems)
+    names, indexed = index_labels(pattern, rows, class_names, problems)
+    raise_problems(pattern, [
+        f'{row.where}: box_labels has an index beyond the {len(names)} classes' for row, o in zip(rows, objects)
+        if any(not 0 <= i < len(names) for i in o.box_labels)])
+    labels = SparseLabels(indexed, len(names), default)
+    boxes = Boxes(objects) if any(len(o.boxes) for o in objects) else None
+    return MultiLabelDataset(TarImages(shards, members), labels, names, boxes)
+
+
+class _Resized(Dataset):
+    """Encoded small images with their entries for the JSON, or None and the reason why an image cannot be read."""
+
+    def __init__(self, dataset: MultiLabelDataset, short_side: int, quality: Optional[int]):
+        self.dataset, self.short_side, self.quality = dataset, short_side, quality
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Tuple[Optional[bytes], Union[Dict[str, Any], str]]:
+        try:
+            image = self.dataset.load(index)
+        except UNREADABLE as error:
+            return None, f'{self.dataset.images.name(index)}: {error}'
+        size = image.size
+        scale = min(1., self.short_side / min(size))
+        if scale < 1:
+            image = image.resize([max(1, round(side * scale)) for side in size], Image.Resampling.BICUBIC)
+        file = io.BytesIO()
+        if self.quality is None:
+            image.save(file, 'ppm')
+        else:
+            image.save(file, 'jpeg', quality=self.quality)
+        classes, values = self.dataset.labels.listed(index)
+        entry: Dict[str, Any] = {
+            key: classes[values == value].tolist() for key, value in (('labels', 1), ('absent', 0), ('unknown', -1))}
+        if self.dataset.boxes is not None and self.dataset.boxes.fit(index, size):
+            boxes, box_labels = self.dataset.boxes[index]
+            scales = [new / old for new, old in zip(image.size, size)] * 2
+            entry.update(boxes=(boxes * scales).round(2).tolist(), box_labels=box_labels.tolist(), size=image.size)
+        return file.getvalue(), entry
+
+
+def _unchanged(sample: Any) -> Any:
+    return sample
+
+
+def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def write_shards(
+        dataset: MultiLabelDataset,
+        folder: Union[str, Path],
+        split: str,
+        short_side: int = 512,
+        quality: Optional[int] = 90,
+        shard_size: int = 2000,
+        num_workers: int = 0,
+        progress: Callable = lambda iterable, **_: iterable,
+) -> List[str]:
+    """Write a split as shards `SPLIT-00000.tar`, ... of smaller images, which decode several times as fast.
+
+    Images are written upright. Those with rotated sides lose their boxes, which refer to the stored image.
+
+    Args:
+        dataset: The data set. Its transform is not used.
+        folder: Folder to write to, which also gets `classes.txt`.
+        split: Start of the names of the shards.
+        short_side: Short side of the written images in pixels. Smaller images keep their size.
+        quality: JPEG quality, or None for uncompressed PPM, 3 bytes per pixel, which takes hardly any time to decode.
+        shard_size: Images per shard.
+        num_workers: Processes that decode and encode.
+        progress: A progress bar like tqdm.
+
+    Returns:
+        Images that could not be read and were left out, with the reason.
+    """
+    folder = Path(folder)
+    write_text(folder / 'classes.txt', '\n'.join(dataset.class_names) + '\n')
+    loader = DataLoader(
+        _Resized(dataset, short_side, quality), batch_size=None, num_workers=num_workers, collate_fn=_unchanged,
+        worker_init_fn=ignore_signals)
+    unreadable, archive, written = [], None, 0
+    for content, entry in progress(loader, desc=split, total=len(dataset)):
+        if content is None:
+            unreadable.append(entry)
+            continue
+        if written % shard_size == 0:
+            if archive is not None:
+                archive.close()
+            archive = tarfile.open(folder / f'{split}-{written // shard_size:05d}.tar', 'w')
+        _add_member(archive, f'{written:09d}.{"ppm" if quality is None else "jpg"}', content)
+        _add_member(archive, f'{written:09d}.json', json.dumps(entry).encode())
+        written += 1
+    if archive is not None:
+        archive.close()
+    return unreadable

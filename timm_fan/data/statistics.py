@@ -1,0 +1,108 @@
+"""What a data set contains, before anything is trained on it."""
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Dict, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+
+from .dataset import MultiLabelDataset
+from .images import UNREADABLE, decode
+
+
+@dataclass(frozen=True)
+class DatasetStatistics:
+    """Counts for one split.
+
+    Attributes:
+        num_images: Number of images.
+        class_names: Names in class order.
+        present, absent, unknown: Number of images for each class.
+        labels_per_image: Number of images with 0, 1, 2, ... present labels.
+        num_empty: Images without a present label.
+        num_boxes: Objects, 0 if the source has none.
+        scales: Mean share of the image that an object of each class covers, in 0..1, None for a class without boxes;
+            None if the source has no boxes or sizes.
+    """
+    num_images: int
+    class_names: List[str]
+    present: List[int]
+    absent: List[int]
+    unknown: List[int]
+    labels_per_image: List[int]
+    num_empty: int
+    num_boxes: int
+    scales: Optional[List[Optional[float]]]
+
+
+def describe(dataset: MultiLabelDataset) -> DatasetStatistics:
+    """Count labels and objects, from the annotations alone."""
+    labels = dataset.labels
+    starts = np.concatenate([[0], labels.ends[:-1]])
+    per_image = np.concatenate([[0], np.cumsum(labels.values == 1)])
+    per_image = per_image[labels.ends] - per_image[starts]
+    present, absent, unknown = labels.counts().tolist()
+    histogram = np.bincount(per_image)
+    scales = class_scales(dataset)
+    return DatasetStatistics(
+        num_images=len(dataset), class_names=dataset.class_names, present=present, absent=absent, unknown=unknown,
+        labels_per_image=histogram.tolist(), num_empty=int(histogram[0]),
+        num_boxes=len(dataset.boxes.labels) if dataset.boxes is not None else 0,
+        scales=None if scales is None else [None if np.isnan(s) else float(s) for s in scales])
+
+
+def class_scales(dataset: MultiLabelDataset) -> Optional[np.ndarray]:
+    """Mean share of the image that a box of each class covers, (num_classes,) in 0..1, NaN without boxes."""
+    boxes = dataset.boxes
+    if boxes is None or not boxes.sizes.all():
+        return None
+    shares = boxes.boxes[:, 2] * boxes.boxes[:, 3] / boxes.sizes[boxes.images()].prod(axis=1)
+    sums = np.bincount(boxes.labels, weights=shares, minlength=len(dataset.class_names))
+    counts = np.bincount(boxes.labels, minlength=len(dataset.class_names))
+    return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
+
+def co_occurrence(dataset: MultiLabelDataset) -> torch.Tensor:
+    """Number of images where both classes are present, int64 (num_classes, num_classes)"""
+    counts = torch.zeros(len(dataset.class_names), len(dataset.class_names))
+    for start in range(0, len(dataset), 1000):
+        rows = [dataset.target(i) for i in range(start, min(start + 1000, len(dataset)))]
+        present = (torch.stack(rows) == 1).float()
+        counts += present.T @ present
+    return counts.long()
+
+
+def correlated_classes(dataset: MultiLabelDataset) -> List[str]:
+    """Names of all classes, ordered by the strongest correlation of their presence with that of another class.
+
+    The measure is the phi coefficient (Pearson's correlation of two indicators). Unknown labels count as absent.
+    """
+    both = co_occurrence(dataset).double() / len(dataset)
+    share = both.diagonal()
+    spread = (share * (1 - share)).sqrt().clamp(min=1e-12)
+    phi = (both - share[:, None] * share) / (spread[:, None] * spread)
+    largest = phi.fill_diagonal_(-1.).max(dim=1).values
+    return [dataset.class_names[i] for i in largest.argsort(descending=True, stable=True).tolist()]
+
+
+class ImageScan(NamedTuple):
+    """Attributes:
+        hashes: Images by the hash of their encoded content. A list of more than one contains duplicates.
+        unreadable: Name -> reason for each image that cannot be decoded.
+    """
+    hashes: Dict[str, List[int]]
+    unreadable: Dict[str, str]
+
+
+def scan_images(dataset: MultiLabelDataset) -> ImageScan:
+    """Find duplicates and unreadable images. Reads and decodes every image."""
+    hashes, unreadable = defaultdict(list), {}
+    for i in range(len(dataset)):
+        try:
+            content = dataset.images.read(i)
+            hashes[hashlib.blake2b(content, digest_size=16).hexdigest()].append(i)
+            decode(content)
+        except UNREADABLE as error:
+            unreadable[dataset.images.name(i)] = f'{type(error).__name__}: {error}'
+    return ImageScan(dict(hashes), unreadable)

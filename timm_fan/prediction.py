@@ -1,0 +1,86 @@
+"""From a photograph to the names of its labels."""
+from pathlib import Path
+from typing import List, NamedTuple, Optional, Sequence, Union
+
+import torch
+import torch.nn as nn
+from PIL import Image
+from timm.data import resolve_model_data_config
+
+from .data import EvalTransform, Normalize, eval_crop
+from .data.transforms import EvalCrop
+from .errors import InputError
+from .models import label_names, load_model, model_thresholds
+
+
+class Label(NamedTuple):
+    """A predicted label with its probability in 0..1."""
+    name: str
+    probability: float
+
+
+class Predictor:
+    """A trained model with everything that it needs to name what is on a photograph.
+
+    Args:
+        model: From `load_model`, or another timm model in evaluation mode.
+        device: Device of the computation.
+
+    Attributes:
+        model: The model.
+        data_config: Its preprocessing, from `timm.data.resolve_model_data_config`.
+        names: Class names in class order.
+        thresholds: Probability above which each class is predicted, float32 (num_classes,).
+    """
+
+    def __init__(self, model: nn.Module, device: Union[str, torch.device] = 'cpu'):
+        self.model, self.device = model.to(device), torch.device(device)
+        self.data_config = resolve_model_data_config(model)
+        self.names = label_names(model)
+        self.thresholds = torch.tensor(model_thresholds(model), dtype=torch.float32).expand(len(self.names))
+        self._transform, self._normalize = EvalTransform(self.data_config), Normalize.of(model, device)
+
+    @classmethod
+    def load(cls, source: Union[str, Path], device: Union[str, torch.device] = 'cpu') -> 'Predictor':
+        """Load a model. `source` and errors as for `load_model`."""
+        return cls(load_model(source), device)
+
+    def prepare(self, photos: Sequence[Image.Image]) -> torch.Tensor:
+        """RGB photographs -> float32 (B, 3, H, W) on the device, cropped and normalized as in evaluation."""
+        return self._normalize(torch.stack([self._transform(photo) for photo in photos]).to(self.device))
+
+    def crop(self, photo: Image.Image) -> EvalCrop:
+        """The part of a photograph that the model sees."""
+        return eval_crop(*photo.size, self.data_config)
+
+    @torch.inference_mode()
+    def probabilities(self, photos: Sequence[Image.Image]) -> torch.Tensor:
+        """RGB photographs -> float32 (B, num_classes) in 0..1 on the CPU.
+
+        Raises:
+            InputError: The model gives NaN.
+        """
+        probabilities = self.model(self.prepare(photos)).sigmoid().float().cpu()
+        if probabilities.isnan().any():
+            raise InputError('The model gives NaN. Its weights are damaged.')
+        return probabilities
+
+    def labels(
+            self,
+            probabilities: torch.Tensor,
+            threshold: Optional[float] = None,
+            topk: Optional[int] = None,
+    ) -> List[Label]:
+        """The labels of one photograph, the most likely first.
+
+        Args:
+            probabilities: (num_classes,).
+            threshold: Probability above which a label is predicted, by default that of each class.
+            topk: Number of labels to return, whatever their probabilities.
+        """
+        order = probabilities.argsort(descending=True, stable=True)
+        if topk is not None:
+            order = order[:topk]
+        else:
+            order = order[(probabilities > (self.thresholds if threshold is None else threshold))[order]]
+        return [Label(self.names[i], probabilities[i].item()) for i in order.tolist()]

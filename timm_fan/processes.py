@@ -1,0 +1,48 @@
+"""Signals and worker processes of a long run."""
+import multiprocessing
+import signal
+from typing import Any, Dict
+
+
+def ignore_signals(_worker: int = 0) -> None:
+    """Start of a worker process: it ends with its parent, even if a signal goes to the whole process group."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    """End of a program: kill worker processes, which multiprocessing would ask to end by SIGTERM and wait for."""
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report a failure
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+class StopRequest:
+    """True once SIGTERM, SIGUSR1 or Ctrl-C has asked the process to stop. A second Ctrl-C raises KeyboardInterrupt.
+
+    A context manager: previous handlers are restored at its end.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._previous: Dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self._requested
+
+    def __enter__(self) -> 'StopRequest':
+        for name in ('SIGINT', 'SIGTERM', 'SIGUSR1'):
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                number = getattr(signal, name)
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if self._requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._requested = True

@@ -1,0 +1,66 @@
+"""Scores as text for people."""
+from typing import Dict, List, Optional
+
+from timm_fan.metrics import BinnedScores, Comparison, GroupScores, Interval, MultiLabelScores, PrecisionRecall
+
+
+def percent(value: Optional[float], spec: str = '.2f') -> str:
+    """A share in 0..1 as a percentage, such as '81.80', or '' for None."""
+    return '' if value is None else f'{100 * value:{spec}}'
+
+
+def _table(all_labels: PrecisionRecall, top3: PrecisionRecall) -> List[str]:
+    lines = ['          CP     CR    CF1     OP     OR    OF1']
+    for name, scores in (('All', all_labels), ('Top-3', top3)):
+        values = (scores.CP, scores.CR, scores.CF1, scores.OP, scores.OR, scores.OF1)
+        lines.append(f'{name:<6}' + ' '.join(percent(v, '6.2f') for v in values))
+    return lines
+
+
+def format_scores(
+        scores: MultiLabelScores,
+        intervals: Optional[Dict[str, Interval]] = None,
+        groups: Optional[GroupScores] = None,
+) -> str:
+    """All scores in percent, with the number of images and the protocol."""
+    lines = [f'mAP {percent(scores.mAP)} on {scores.num_images} images', *_table(scores.all, scores.top3)]
+    by_definition = ', '.join(f'{name} {percent(v)}' for name, v in scores.mAP_by_definition.items())
+    lines.append(f'mAP by definition: {by_definition}')
+    lines.append(f'sample F1 {percent(scores.sample_f1)}, exact match {percent(scores.exact_match)}')
+    if intervals:
+        lines.append('95% over images: ' + ', '.join(
+            f'{name} {percent(i.low)} to {percent(i.high)}' for name, i in intervals.items()))
+    if groups is not None:
+        for name, group in (('rarest', groups.tail), ('smallest', groups.small)):
+            if group is not None and group.mAP is not None:
+                classes = ', '.join(group.classes)
+                lines.append(f'mAP of the {len(group.classes)} {name}: {percent(group.mAP)} ({classes})')
+        if groups.recall_by_size:
+            lines.append('recall by size of the object: ' + ', '.join(
+                f'{name} {percent(r.recall)} ({r.labels})' for name, r in groups.recall_by_size.items()
+                if r.recall is not None))
+    lines.append(scores.protocol)
+    if scores.num_unlabelled:
+        lines.append(f'{scores.num_unlabelled} images without a known label, or unreadable, were left out')
+    if scores.classes_without_positives:
+        lines.append(f'left out of mAP, CP and CR, no positive: {", ".join(scores.classes_without_positives)}')
+    return '\n'.join(lines)
+
+
+def format_binned(scores: BinnedScores) -> str:
+    """Scores of an evaluation in bins."""
+    lines = [f'mAP {percent(scores.mAP)} on {scores.num_images} images, in bins; the exact mAP is between'
+             f' {percent(scores.mAP_low)} and {percent(scores.mAP_high)}']
+    return '\n'.join(lines + _table(scores.all, scores.top3))
+
+
+def format_comparison(first: str, second: str, found: Dict[str, Comparison], num_images: int) -> str:
+    """The result of `timm_fan.metrics.compare`, in percentage points."""
+    lines = [f'{second} minus {first}, on the same {num_images} images:']
+    for name, c in found.items():
+        verdict = 'exceeds' if c.exceeds_noise else 'does not exceed'
+        lines.append(
+            f'{name:<4} {percent(c.difference, "+.2f")}, 95% {percent(c.interval.low, "+.2f")} to'
+            f' {percent(c.interval.high, "+.2f")}: {verdict} the noise of the choice of images')
+    lines.append('Another seed of the training is a further source of noise, which this does not measure.')
+    return '\n'.join(lines)

@@ -1,0 +1,60 @@
+"""The data of a training run."""
+from typing import Any, Dict, List, Tuple
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, RandomSampler
+
+from timm_fan.data import (
+    EvalTransform,
+    MultiLabelDataset,
+    SeededSamples,
+    create_loader,
+    create_splits,
+    create_train_transform,
+)
+from timm_fan.errors import InputError
+
+from .engine import images_at_once
+from .options import TrainingOptions
+
+
+def open_splits(options: TrainingOptions, accelerator: Accelerator) -> Tuple[MultiLabelDataset, MultiLabelDataset]:
+    """Open the training and validation split. One process of each machine draws the scenes before the others.
+
+    Raises:
+        InputError: They cannot be read, or there are fewer training images than in a batch.
+    """
+    with accelerator.local_main_process_first():
+        train_set, val_set = create_splits(options.data, options.data_dir)
+    if len(train_set) < options.batch_size:
+        raise InputError(f'{len(train_set)} training images are fewer than one batch: lower `batch_size`.')
+    return train_set, val_set
+
+
+def create_loaders(
+        train_set: MultiLabelDataset,
+        val_set: MultiLabelDataset,
+        data_config: Dict[str, Any],
+        options: TrainingOptions,
+        accelerator: Accelerator,
+) -> List[DataLoader]:
+    """Set the transforms of both splits, and create their loaders, prepared by Accelerate.
+
+    The training loader gives (images, targets, indices) in whole batches only, so that an update is the same for any
+    number of processes. The validation loader gives (images, targets). Images are uint8 (B, 3, H, W).
+
+    Raises:
+        InputError: timm does not know the auto-augment.
+    """
+    try:
+        train_set.transform = create_train_transform(data_config, (options.min_crop, 1.), options.aa)
+    except (AssertionError, ValueError) as error:
+        raise InputError(f'`aa={options.aa}` is not an auto-augment of timm, unlike rand-m7-mstd0.5.') from error
+    val_set.transform = EvalTransform(data_config)
+    images = images_at_once(options, accelerator)
+    sampler = RandomSampler(train_set, num_samples=len(train_set) // options.batch_size * options.batch_size)
+    common = dict(
+        num_workers=options.workers, persistent_workers=options.workers > 0,
+        pin_memory=accelerator.device.type == 'cuda')
+    train_loader = create_loader(SeededSamples(train_set, options.seed), images, sampler=sampler, **common)
+    return accelerator.prepare(train_loader, create_loader(val_set, images, **common))

@@ -1,0 +1,134 @@
+"""The model of a training run: created from the options, with the layers frozen that are not trained."""
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Sequence
+
+import torch
+import torch.nn as nn
+from accelerate import Accelerator
+from timm.data import resolve_model_data_config
+from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+from timm.models import get_model_input_config
+
+from timm_fan.errors import InputError
+from timm_fan.models import create_model, label_names
+
+from .options import TrainingOptions
+
+
+class Network(NamedTuple):
+    """A model to train.
+
+    Attributes:
+        model: The model.
+        data_config: Its preprocessing, from `timm.data.resolve_model_data_config`.
+        notes: What the user should know about it.
+    """
+    model: nn.Module
+    data_config: Dict[str, Any]
+    notes: List[str]
+
+
+def create_network(options: TrainingOptions, class_names: Sequence[str], accelerator: Accelerator) -> Network:
+    """Create the model for the classes of the data, and freeze the layers that are not trained.
+
+    Args:
+        options: Options of the run, resolved.
+        class_names: Names in class order.
+        accelerator: Lets one process download the weights before the others.
+
+    Raises:
+        InputError: Options that do not fit each other, the model or the device, or the model cannot be created.
+    """
+    with accelerator.local_main_process_first():
+        model = _create_model(options, len(class_names))
+    notes = []
+    saved_names = model.pretrained_cfg.get('label_names')
+    if saved_names is not None and label_names(model) != list(class_names):
+        model.reset_classifier(len(class_names))
+        notes.append(f'{options.model} was trained on other classes, or in another order: it gets a new head')
+    data_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
+    unused = freeze_unused(model, data_config['input_size'])
+    if unused:
+        notes.append(f'{len(unused)} parameters do not affect the logits and are frozen: {unused[0]}, ...')
+    return Network(_freeze_layers(model, options, accelerator.device), data_config, notes)
+
+
+def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
+    kwargs = dict(options.model_kwargs)
+    if 'num_classes' in kwargs or kwargs.get('in_chans', 3) != 3:
+        raise InputError('`model_kwargs`: the data determines num_classes, and images have three channels.')
+    if options.model.startswith('fan'):
+        if options.img_size:
+            kwargs.setdefault('img_size', options.img_size)
+        source = options.model_dump(include={'backbone', 'backbone_weights', 'pretrained_backbone'})
+        kwargs.update({key: value for key, value in source.items() if value})
+        if options.backbone_weights and not Path(options.backbone_weights).is_file():
+            raise InputError(f'`backbone_weights`: no file {options.backbone_weights}.')
+    elif options.backbone or options.backbone_weights:
+        raise InputError(f'`backbone` and `backbone_weights` require a fan model, not `model={options.model}`.')
+    pretrained = ':' in options.model or (options.pretrained_backbone and not options.model.startswith('fan'))
+    model = create_model(options.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    size, config = options.img_size, get_model_input_config(model)
+    if size and config['fixed_input_size'] and config['input_size'][1:] != (size, size):
+        if not hasattr(model, 'set_input_size'):
+            raise InputError(
+                f"`img_size={size}`: '{options.model}' has the fixed size {config['input_size'][1:]}. Try"
+                f' img_size={size} in `model_kwargs`.')
+        model.set_input_size(img_size=(size, size))
+    return model
+
+
+def backbone_parameters(model: nn.Module) -> List[nn.Parameter]:
+    """Parameters of the backbone. For a plain timm model these are all but those of the classifier."""
+    if hasattr(model, 'backbone'):
+        return list(model.backbone.parameters())
+    head = {id(p) for p in model.get_classifier().parameters()}
+    return [p for p in model.parameters() if id(p) not in head]
+
+
+def freeze_unused(model: nn.Module, input_size: Sequence[int]) -> List[str]:
+    """Freeze parameters that the logits do not depend on, because DistributedDataParallel would wait for them.
+
+    Args:
+        model: Its mode is unchanged.
+        input_size: (C, H, W) of an image.
+
+    Returns:
+        Their names.
+    """
+    training = model.training
+    model.eval()
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    logits = model(torch.zeros(1, *input_size))
+    gradients = torch.autograd.grad(logits.sum(), [p for _, p in named], allow_unused=True)
+    model.train(training)
+    unused = [(name, p) for (name, p), gradient in zip(named, gradients) if gradient is None]
+    for _, parameter in unused:
+        parameter.requires_grad_(False)
+    return [name for name, _ in unused]
+
+
+def _freeze_layers(model: nn.Module, options: TrainingOptions, device: torch.device) -> nn.Module:
+    """Freeze the backbone or its BatchNorm, and enable gradient checkpointing and synchronized BatchNorm."""
+    if options.backbone_lr == 0:
+        for parameter in backbone_parameters(model):
+            parameter.requires_grad_(False)
+    if options.freeze_bn or options.backbone_lr == 0:
+        if hasattr(model, 'backbone'):
+            frozen = model.backbone = freeze_batch_norm_2d(model.backbone)
+        else:
+            frozen = model = freeze_batch_norm_2d(model)
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in frozen.modules()):
+            raise InputError(
+                f'`freeze_bn` and `backbone_lr=0` can only freeze BatchNorm2d, but {options.backbone or options.model}'
+                ' has other kinds.')
+    if options.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing()
+        except (AssertionError, AttributeError) as error:
+            raise InputError(f'{options.model} does not support `grad_checkpointing`. {error}') from error
+    if options.sync_bn:
+        if device.type == 'cpu':
+            raise InputError('`sync_bn` requires GPUs.')
+        model = convert_sync_batchnorm(model)
+    return model

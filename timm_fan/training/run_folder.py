@@ -1,0 +1,306 @@
+"""The folder of a training run: the only place that knows which files are in it."""
+import csv
+import io
+import json
+import logging
+import shlex
+import shutil
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Dict, List, Literal, Optional, Sequence, Union
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
+
+from timm_fan.data import MultiLabelDataset
+from timm_fan.errors import InputError
+from timm_fan.files import check_utf8, read_json, read_yaml, recover_folder, write_text
+from timm_fan.models.folder import BEST
+from timm_fan.provenance import environment
+
+from .bad_samples import BadSamples
+from .checkpoint import Progress, latest_checkpoint, load_checkpoint, read_progress, save_checkpoint
+from .engine import start_logger
+from .options import TrainingOptions
+from .training import Training
+
+_logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A run on disk: it refuses, resumes and records, and keeps the models, the history and the checkpoints.
+
+    Reading one needs nothing but the path. To write it, call `claim`, `load_progress`, `open` and `begin` in this
+    order, in every process.
+
+    Args:
+        path: Folder of the run, on a file system that all machines share. It is created by `open`.
+
+    Attributes:
+        best, last: Model folders of the best and of the latest epoch.
+        report: Report on the best model.
+        config: Options of the run.
+        history: Metrics of each epoch.
+        log: Log file.
+        bad_samples: List of unreadable images.
+        checkpoint: Checkpoint to resume from, None for a new run.
+        progress: How far the run has got.
+    """
+
+    def __init__(self, path: Union[str, Path]):
+        self.path = Path(path)
+        self.best, self.last = self.path / BEST, self.path / 'last'
+        self.report = self.path / 'report'
+        self.config, self.history, self.log = (self.path / name for name in ('config.yaml', 'history.csv', 'train.log'))
+        self.bad_samples = BadSamples(self.path / 'bad_samples.jsonl')
+        self.checkpoint: Optional[Path] = None
+        self.progress: Optional[Progress] = None
+        self._record_file, self._checkpoints = self.path / 'run.json', self.path / 'checkpoints'
+        self._record: Dict[str, Any] = {}
+        self._lock = FileLock(self.path / 'run.lock', timeout=0)
+        self._started = time.time()
+        self._keep = 1
+
+    def is_run(self) -> bool:
+        """Whether the folder contains a run that has begun."""
+        return self._record_file.is_file()
+
+    def latest_checkpoint(self) -> Optional[Path]:
+        return latest_checkpoint(self._checkpoints)
+
+    def read_options(self) -> Dict[str, Any]:
+        """Options that the run was started with.
+
+        Raises:
+            InputError, OSError: They cannot be read.
+        """
+        options = read_yaml(self.config)
+        if not isinstance(options, dict):
+            raise InputError(f'{self.config} contains no options.')
+        return options
+
+    def read_record(self) -> Optional[Dict[str, Any]]:
+        """Command, hardware, versions, number of images and time of the run, None if they were not recorded."""
+        return read_json(self._record_file) if self._record_file.is_file() else None
+
+    def read_history(self) -> List[Dict[str, str]]:
+        """One dict per epoch, with empty texts where an epoch was not evaluated."""
+        if not self.history.is_file():
+            return []
+        with open(self.history, newline='', encoding='utf-8') as file:
+            return list(csv.DictReader(file))
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f'Another run is training in {self.path}. Wait for it, or choose another `output`.') from error
+
+    def claim(self, accelerator: Accelerator, resume: Optional[Literal['auto', 'always']] = None) -> None:
+        """Decide whether the run may use the folder, and whether it resumes an earlier one.
+
+        Args:
+            accelerator: Its processes decide together.
+            resume: None starts a new run, 'always' resumes one, 'auto' resumes one if there is one.
+
+        Raises:
+            InputError: The folder belongs to a run and is not to be resumed, there is nothing to resume, another run is
+                training in it, the machines do not share it, or its name is not UTF-8.
+        """
+        check_utf8(self.path)
+        if accelerator.is_main_process and self.path.is_dir():
+            self._acquire()
+        self.checkpoint = self.latest_checkpoint()
+        if len(set(gather_object([str(self.checkpoint)]))) > 1:
+            raise InputError(f'`output={self.path}` must be on a file system that all machines share.')
+        if self.checkpoint and resume is None:
+            raise InputError(
+                f'{self.path} already contains a run. Resume it with `resume`, or choose another `output`.')
+        if not self.checkpoint and resume == 'always':
+            raise InputError(f'{self.path} contains no checkpoint to resume from. Leave out `resume` for a new run.')
+        accelerator.wait_for_everyone()
+
+    def load_progress(self, options: TrainingOptions, class_names: Sequence[str], num_images: int) -> None:
+        """Set `progress`: none for a new run, or else that of the checkpoint.
+
+        Args:
+            options: Options of the run.
+            class_names: Names in class order.
+            num_images: Number of training images.
+
+        Raises:
+            InputError: The checkpoint is damaged, or does not fit the data or the options.
+        """
+        updates_per_epoch = num_images // options.batch_size
+        if self.checkpoint is None:
+            self.progress = Progress(list(class_names), updates_per_epoch)
+            return
+        self._check_unchanged(options)
+        self.progress = read_progress(self.checkpoint, class_names, updates_per_epoch)
+
+    def _check_unchanged(self, options: TrainingOptions) -> None:
+        """Raise InputError unless the options fit the state of the optimizer in the checkpoint."""
+        try:
+            before = self.read_options()
+        except (OSError, InputError):
+            return
+        rates = ('lr', 'backbone_lr') if options.sched == 'plateau' else ()
+        for name in (*TrainingOptions.names(resumable=False), *rates):
+            if before.get(name, getattr(options, name)) != getattr(options, name):
+                raise InputError(
+                    f'{self.path} was started with `{name}={before[name]}` and cannot be resumed with'
+                    f' {getattr(options, name)}. Start a new run with `model=local-dir:{self.best}`.')
+
+    def open(self, options: TrainingOptions, accelerator: Accelerator, **splits: MultiLabelDataset) -> None:
+        """Create the folder, if necessary, reserve it for this run until the process ends, and start its log.
+
+        Args:
+            options: Options of the run.
+            accelerator: Its main process writes.
+            splits: 'train' and 'val' -> data set. Their unreadable images are listed in the folder.
+
+        Raises:
+            InputError: Another run has started in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if accelerator.is_main_process:
+            self._reserve()
+        self._start_log(accelerator.is_main_process)
+        for split, dataset in splits.items():
+            limit = max(10, int(options.max_bad_samples * len(dataset)))
+            dataset.on_unreadable = partial(self.bad_samples.add, split, limit)
+
+    def _reserve(self) -> None:
+        self._acquire()
+        if self.latest_checkpoint() != self.checkpoint:
+            raise InputError(f'Another run has trained in {self.path}. Resume it, or choose another `output`.')
+        if self.checkpoint is None:
+            self.bad_samples.file.unlink(missing_ok=True)
+        else:
+            for folder in (self.best, self.last):
+                recover_folder(folder)
+            self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Remove incomplete models of a run that was killed while it saved them."""
+        for name in (self.best.name, self.last.name, 'try'):
+            for leftover in self.path.glob(f'.{name}.*/'):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _start_log(self, is_main_process: bool) -> None:
+        handlers: List[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+        if is_main_process:
+            handlers.append(logging.FileHandler(self.log, encoding='utf-8', errors='backslashreplace'))
+        logging.basicConfig(
+            format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.WARNING, handlers=handlers, force=True)
+        logging.getLogger('timm_fan').setLevel(logging.INFO if is_main_process else logging.WARNING)
+
+    def begin(self, training: Training, train_set: MultiLabelDataset, val_set: MultiLabelDataset) -> None:
+        """Restore the checkpoint, if there is one, then record the run, and start its logger.
+
+        Args:
+            training: What is trained.
+            train_set, val_set: The data.
+
+        Raises:
+            InputError: The checkpoint is damaged or does not fit, the model cannot be saved, or the logger not started.
+        """
+        options, accelerator = training.options, training.accelerator
+        parameters = sum(p.numel() for p in training.network.parameters())
+        _logger.info(
+            '%s: %.1f M parameters, %d classes, %d training and %d validation images at %d px, %s on %d process(es)',
+            options.model, parameters / 1e6, len(train_set.class_names), len(train_set), len(val_set),
+            training.data_config['input_size'][1], accelerator.device.type, accelerator.num_processes)
+        self._record = dict(
+            command=shlex.join(sys.argv), **environment(accelerator.device, accelerator.num_processes),
+            seed=options.seed, parameters=parameters, train_images=len(train_set), val_images=len(val_set), seconds=0.,
+            data=dict(train=train_set.fingerprint(), val=val_set.fingerprint()))
+        if self.checkpoint is None:
+            training.try_to_save(self.path)
+        else:
+            load_checkpoint(accelerator, self.checkpoint, training.ema)
+            training.resume(self.progress)
+            self._record = self._continued(self._record)
+            self._log_resumption(accelerator.num_processes)
+        self.progress.num_processes = accelerator.num_processes
+        self._keep = options.keep
+        self._started = time.time() - self.progress.seconds
+        if accelerator.is_main_process:
+            write_text(self.config, yaml.safe_dump(options.model_dump()))
+        start_logger(accelerator, options, self.path)
+
+    def _continued(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        """The record of a resumed run, with those of earlier starts under `earlier`."""
+        try:
+            earlier = self.read_record()
+        except InputError:
+            return record
+        if earlier is None:
+            return record
+        if earlier.get('data') != record['data']:
+            _logger.warning('the data has changed since %s was started: other images, labels or classes', self.path)
+        return {**record, 'earlier': [*earlier.pop('earlier', []), earlier]}
+
+    def _log_resumption(self, num_processes: int) -> None:
+        progress = self.progress
+        _logger.info('resumed %s after epoch %d and %d updates', self.path, len(progress.history), progress.updates)
+        if progress.num_processes != num_processes:
+            _logger.info(
+                'it ran on %d process(es) and continues with %d: the batches are the same, but BatchNorm, dropout and'
+                ' rounding see other parts of them, so that the weights differ slightly',
+                progress.num_processes, num_processes)
+
+    def seconds(self) -> float:
+        """Training time so far, over all starts."""
+        return time.time() - self._started
+
+    def remaining_epochs(self, epochs: int) -> range:
+        """Epochs to train, counted from 0."""
+        return range(len(self.progress.history), epochs)
+
+    def finish_epoch(self, training: Training, row: Dict[str, Any]) -> None:
+        """Record an epoch, save its model, the best model so far, and a checkpoint.
+
+        Args:
+            training: What is trained.
+            row: Metrics of the epoch. `mAP` is None if it was not evaluated.
+        """
+        progress = self.progress
+        is_best = row['mAP'] is not None and row['mAP'] > progress.best
+        if is_best:
+            progress.best = row['mAP']
+        progress.history.append(row)
+        progress.updates, progress.loss_sum = 0, 0.
+        training.save_models(*((self.best, self.last) if is_best else (self.last,)))
+        if training.accelerator.is_main_process:
+            self._write_history()
+        self.save_checkpoint(training)
+
+    def _write_history(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.progress.history[0], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(self.progress.history)
+        write_text(self.history, text.getvalue())
+
+    def delete_checkpoints(self) -> None:
+        """Delete all checkpoints, after which the run cannot be resumed."""
+        shutil.rmtree(self._checkpoints)
+
+    def save_checkpoint(self, training: Training) -> None:
+        """Write a checkpoint of the current update.
+
+        Raises:
+            InputError: It cannot be written. Earlier ones are unchanged.
+        """
+        self.progress.seconds = round(self.seconds(), 1)
+        self.progress.scheduler = training.scheduler_state()
+        if training.accelerator.is_main_process:
+            record = {**self._record, 'seconds': self.progress.seconds}
+            write_text(self._record_file, json.dumps(record, indent=2))
+        save_checkpoint(training.accelerator, self._checkpoints, training.ema, self.progress, self._keep)

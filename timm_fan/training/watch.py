@@ -1,0 +1,92 @@
+"""What can go wrong during training: losses that are not finite, requests to stop, too little memory."""
+import contextlib
+from typing import Callable, Iterator, List, Tuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
+
+from timm_fan.errors import InputError
+from timm_fan.processes import StopRequest
+
+
+class Watch:
+    """Checks the losses of each update before it is applied, and asks all processes whether one has to stop.
+
+    Args:
+        accelerator: Its processes decide together.
+        stop: Request to end the run after the current update, of one process or several.
+        policy: What to do about a loss that is not finite: 'stop' the run, or 'skip' the update.
+        patience: Number of updates skipped in a row that ends the run all the same.
+        name: From the index of an image to its name in messages.
+
+    Attributes:
+        skipped: Number of updates skipped in a row.
+    """
+
+    def __init__(
+            self,
+            accelerator: Accelerator,
+            stop: StopRequest,
+            policy: str = 'stop',
+            patience: int = 10,
+            name: Callable[[int], str] = str,
+    ):
+        self.accelerator, self.stop, self.policy, self.patience, self.name = accelerator, stop, policy, patience, name
+        self.skipped = 0
+        self._parts: List[Tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, loss: torch.Tensor, indices: torch.Tensor) -> None:
+        """A part of the update: its loss, a scalar, and the indices of its images (B,)."""
+        self._parts.append((loss.detach(), indices))
+
+    def check(self, where: str = '') -> Tuple[bool, bool]:
+        """Called by every process when all parts of an update have been added.
+
+        Args:
+            where: Step and learning rate, for the message.
+
+        Returns:
+            Whether to apply the update, and whether to stop after it.
+
+        Raises:
+            InputError: The run ends, in a process whose loss is not finite. The others exit with code 2.
+        """
+        flags = torch.zeros(2, device=self.accelerator.device)
+        flags[1] = bool(self.stop)
+        for loss, _ in self._parts:
+            flags[0] += ~loss.isfinite()
+        parts, self._parts = self._parts, []
+        not_finite, stop = (n > 0 for n in self.accelerator.reduce(flags, reduction='sum').tolist())
+        if not not_finite:
+            self.skipped = 0 if parts else self.skipped
+            return True, stop
+        self.skipped += 1
+        if self.policy == 'skip' and self.skipped < self.patience:
+            return False, stop
+        for loss, indices in parts:
+            if not loss.isfinite():
+                times = f' for the {self.skipped}th time in a row' if self.skipped > 1 else ''
+                images = ', '.join(self.name(i) for i in indices.tolist())
+                raise InputError(
+                    f'The loss is {loss.item()}{times} in {where}, on these images: {images}. Lower `lr`, set'
+                    ' `clip_grad`, train without mixed precision, or skip such updates: `non_finite=skip`.')
+        raise SystemExit(2)
+
+
+@contextlib.contextmanager
+def memory_errors(images: int) -> Iterator[None]:
+    """Turn an out-of-memory error into an InputError with its remedies.
+
+    Args:
+        images: Images that each process computes at once.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise InputError(
+            f'Out of memory with {images} images at once ({str(error).splitlines()[0]}). Raise `grad_accum_steps`,'
+            ' which does not change the update, lower `batch_size` or `img_size`, or set `grad_checkpointing`.'
+        ) from error

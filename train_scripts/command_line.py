@@ -1,0 +1,105 @@
+"""What the programs share: options, errors and output."""
+import argparse
+import contextlib
+import errno
+import re
+import sys
+from pathlib import Path
+from typing import Callable, Iterator
+
+import torch
+
+from timm_fan import InputError
+from timm_fan.data import SOURCES
+
+# errors of the disk, not of the program
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG)
+
+
+def create_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose `--help` starts with the docstring of a program."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def run_program(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+    """Run `main` with the arguments of the command line. A user's mistake ends in one message and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # names may have characters that the terminal cannot show
+            stream.reconfigure(errors='backslashreplace')
+    with exit_on_error(parser):
+        main(parser.parse_args())
+
+
+@contextlib.contextmanager
+def exit_on_error(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """End the process without a traceback for a user's mistake, a file that cannot be written or read, and Ctrl-C."""
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        if text.startswith('Caught '):  # from a worker of a data loader, after its traceback
+            text = text.rpartition('InputError: ')[2].strip()
+        _exit(f'error: {with_flags(text, parser)}')
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _exit(f'error: {error.filename or "the disk"}: {error.strerror}.')
+    except KeyboardInterrupt:
+        _exit('interrupted', code=130)
+
+
+def _exit(message: str, code: int = 2) -> None:
+    sys.stderr.write(f'{message}\n')
+    sys.exit(code)
+
+
+def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
+    """Replace `argument` and `argument=value` in a message of the library by the options of a program."""
+    parsers = [parser]
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    flags = {action.dest: action.option_strings[0] for p in parsers for action in p._actions if action.option_strings}
+
+    def flag(found: re.Match) -> str:
+        name, sep, value = found[1].partition('=')
+        return f'{flags[name]}{" " if sep else ""}{value}' if name in flags else found[1]
+
+    return re.sub(r'`([a-z_]+(?:=[^`]*)?)`', flag, text)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, default: str = 'scenes', split: bool = False) -> None:
+    add = parser.add_argument
+    default_text = f' (default: {default})' if default else ''
+    add('--data', default=default,
+        help=f'data source NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)}{default_text}')
+    add('--data-dir', default='data', help='folder of the data set (default: %(default)s)')
+    if split:
+        add('--split', default='val', choices=['train', 'val'], help='split of the data set (default: %(default)s)')
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: cuda if there is a GPU')
+
+
+def check_device(name: str) -> None:
+    """Raise InputError unless there is such a device."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"`device={name}` is not a device of PyTorch. Give cpu or cuda.") from error
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise InputError(f'`device={name}`: PyTorch finds no GPU.')
+
+
+def find_config(name: str, folder: Path, what: str) -> Path:
+    """The YAML file `name`, or that of this name in `folder`."""
+    file = Path(name) if name.endswith(('.yaml', '.yml')) else folder / f'{name}.yaml'
+    if not file.is_file():
+        known = ', '.join(sorted(p.stem for p in folder.glob('*.yaml')))
+        raise InputError(f'{what}: no file {file}. Give a YAML file or one of {known}.')
+    return file

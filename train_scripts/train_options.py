@@ -1,0 +1,92 @@
+"""The options of a training run on the command line and in YAML files."""
+import argparse
+import typing
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import yaml
+from command_line import find_config
+
+from timm_fan import InputError
+from timm_fan.files import read_yaml
+from timm_fan.training import RunFolder, TrainingOptions, merge_options
+
+CONFIGS = Path(__file__).parent / 'configs'
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Add the fields of TrainingOptions. Only those that are given appear in the parsed arguments."""
+    groups: Dict[str, Any] = {}
+    for name, field in TrainingOptions.model_fields.items():
+        extra = field.json_schema_extra
+        if extra['group'] not in groups:
+            groups[extra['group']] = parser.add_argument_group(extra['group'])
+        default = '' if field.default is None or field.default == {} else f' (default: {field.default})'
+        options: Dict[str, Any] = dict(dest=name, default=argparse.SUPPRESS, help=f'{field.description}{default}')
+        if field.annotation is bool:
+            options['action'] = argparse.BooleanOptionalAction
+        elif name == 'model_kwargs':
+            options.update(nargs='*', metavar='KEY=VALUE')
+        else:
+            options['metavar'] = _metavar(field.annotation)
+        if extra['const']:
+            options.update(nargs='?', const=extra['const'])
+        groups[extra['group']].add_argument(f'--{name.replace("_", "-")}', **options)
+
+
+def _metavar(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Union:  # Optional
+        annotation = typing.get_args(annotation)[0]
+    choices = typing.get_args(annotation)
+    if choices:
+        return f'{{{",".join(choices)}}}' if len(choices) < 10 else 'NAME'
+    return {int: 'N', float: 'X'}.get(annotation, 'TEXT')
+
+
+def read_arguments(args: argparse.Namespace) -> Tuple[TrainingOptions, RunFolder, Optional[str]]:
+    """The options, the run folder, and how `RunFolder.claim` is to resume it."""
+    resumed = RunFolder(args.resume) if args.resume not in (None, 'auto') else None
+    if resumed and args.output:
+        raise InputError(f'`resume={args.resume}` continues in that folder: leave `output` out.')
+    if resumed and not args.config and not resumed.config.is_file():
+        raise InputError(f'`resume`: no file {resumed.config}. Give a run folder.')
+    file = find_config(args.config or (str(resumed.config) if resumed else 'scenes'), CONFIGS, '`config`')
+    options = _read_options(file, args).resolved()
+    if resumed:
+        return options, resumed, 'always'
+    own = RunFolder(file.parent.resolve())
+    # the config.yaml of a run repeats it, next to it
+    output = args.output or (f'{own.path}-again' if own.is_run() else f'runs/{file.stem}')
+    return options, RunFolder(output), args.resume
+
+
+def _read_options(file: Path, args: argparse.Namespace) -> TrainingOptions:
+    """The options of a file, with those of the command line on top.
+
+    Another `model` or `backbone` on the command line replaces that of the file together with its arguments.
+    """
+    values = read_yaml(file) or {}
+    if not isinstance(values, dict):
+        raise InputError(f'{file} must contain lines of option: value.')
+    try:
+        TrainingOptions.parse(values)
+    except InputError as error:
+        raise InputError(f'{file}: {error}'.replace('`', '')) from error
+    given = {name: value for name, value in vars(args).items() if name in TrainingOptions.model_fields}
+    if 'model_kwargs' in given:
+        given['model_kwargs'] = dict(map(_parse_pair, given['model_kwargs']))
+    if 'model' in given:
+        values = {k: v for k, v in values.items() if k not in ('backbone', 'backbone_weights', 'model_kwargs')}
+    elif 'backbone' in given:
+        values = {**values, 'model': 'fan', 'model_kwargs': None}
+    return TrainingOptions.parse(merge_options(values, given))
+
+
+def _parse_pair(pair: str) -> Tuple[str, Any]:
+    key, sep, value = pair.partition('=')
+    if not sep or not key.isidentifier():
+        raise InputError(f"`model_kwargs`: '{pair}' is not KEY=VALUE, e.g. frn=false.")
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"`model_kwargs`: the value of '{pair}' cannot be read.") from error
