@@ -45,7 +45,7 @@ def run_folder(coco_folder, tmp_path_factory) -> Path:
 def coco_mini() -> Path:
     folder = SHARED / 'coco_mini'
     if not folder.is_dir():
-        pytest.skip('requires ../shared/coco_mini, photographs for development')
+        pytest.skip('requires the photographs of coco_mini, which are not distributed')
     return folder
 
 
@@ -53,7 +53,7 @@ def coco_mini() -> Path:
 def lite0_weights() -> Path:
     file = SHARED / 'weights' / 'tf_efficientnet_lite0.in1k.safetensors'
     if not file.is_file():
-        pytest.skip('requires ../shared/weights, an ImageNet backbone for development')
+        pytest.skip('requires ImageNet weights of tf_efficientnet_lite0')
     return file
 
 

@@ -127,7 +127,7 @@ def test_pointing_game_by_hand(tmp_path):
     assert found.centre == pytest.approx((0 + 1) / 2) and found.area == pytest.approx((100 + 220) / 2 / 1600)
     assert localization(predictor, dataset, [1]).pointing == 0
     hidden = [Sample('0.png', (2,), [(0, 0, 5, 40)], (2,), size=(60, 40))]
-    with pytest.raises(InputError, match='The model sees no box of a label on these images'):
+    with pytest.raises(InputError, match='No box of a label is in the part of these images that the model sees'):
         localization(predictor, MultiLabelDataset.from_samples(tmp_path, hidden, ['a', 'b', 'c']))
     without_boxes = [Sample('0.png', (0,))]
     with pytest.raises(InputError, match='The pointing game requires boxes, and this data set has none'):

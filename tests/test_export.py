@@ -34,7 +34,7 @@ def differences(folder, sizes, **kwargs):
 def test_any_batch_and_image_size(tmp_path, backbone, size, kwargs):
     folder = save_small_fan(tmp_path / 'model', backbone, size)
     exporter = Exporter(folder)
-    assert exporter.free
+    assert exporter.dynamic_size
     exported = list(exporter.export(folder / 'export', [photo()]))
     assert [(e.file.name, e.difference < 1e-4) for e in exported] == [('model.onnx', True), ('model.pt2', True)]
     found = list(differences(folder, [(96, 96), (128, 64), (192, 224)], **kwargs))
@@ -48,7 +48,7 @@ def test_other_heads(tmp_path, head):
         head_args={} if head == 'csra' else dict(dim=16, num_heads=2)).eval()
     save_model(model, tmp_path, LABELS, dict(input_size=(3, 64, 64)))
     exporter = Exporter(tmp_path)
-    assert exporter.free
+    assert exporter.dynamic_size
     list(exporter.export(tmp_path / 'export', [photo()], ['torch']))
     program = torch.export.load(tmp_path / 'export' / 'model.pt2').module()
     x = torch.rand(3, 3, 96, 64)
@@ -59,7 +59,7 @@ def test_windowed_backbone_has_one_image_size(tmp_path):
     args = dict(depths=(1, 1, 2, 1), embed_dim=24)
     folder = save_small_fan(tmp_path / 'model', 'swin_tiny_patch4_window7_224', 224, backbone_args=args)
     exporter = Exporter(folder)
-    assert not exporter.free and exporter.sizes == [224]
+    assert not exporter.dynamic_size and exporter.sizes == [224]
     list(exporter.export(folder / 'export', [photo()]))
     assert max(differences(folder, [(224, 224)])) < 1e-4
 
@@ -73,7 +73,7 @@ def test_windowed_backbone_has_one_image_size(tmp_path):
 def test_any_size_of_real_backbones(coco_mini, tmp_path, backbone, kwargs):
     folder = save_small_fan(tmp_path / 'model', backbone, 224)
     exporter = Exporter(folder)
-    assert exporter.free
+    assert exporter.dynamic_size
     list(exporter.export(folder / 'export', [load_image(f) for f in find_images([coco_mini / 'val2014'])[:4]]))
     assert max(differences(folder, [(224, 224), (256, 192), (320, 448)], **kwargs)) < 1e-4
 
@@ -84,7 +84,7 @@ def test_real_swin_at_three_sizes(coco_mini, tmp_path):
     images = [load_image(f) for f in find_images([coco_mini / 'val2014'])[:4]]
     for size in (224, 256, 448):
         exporter = Exporter(folder, size)
-        assert not exporter.free and exporter.sizes == [size]
+        assert not exporter.dynamic_size and exporter.sizes == [size]
         list(exporter.export(folder / 'export', images, ['onnx']))
         model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
         model.set_input_size((size, size))

@@ -18,8 +18,11 @@ def count_cost(model: nn.Module, input_size: Sequence[int]) -> Cost:
     """Count the parameters and multiply-adds of a model.
 
     Args:
-        model: In evaluation mode. On the meta device nothing is computed.
+        model: Model in evaluation mode. On the meta device nothing is computed.
         input_size: (C, H, W) of an image.
+
+    Returns:
+        Parameters, and multiply-adds for one image.
     """
     parameter = next(model.parameters())
     image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)

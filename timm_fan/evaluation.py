@@ -25,11 +25,12 @@ def check_class_names(model_names: Sequence[str], data_names: Sequence[str], wha
     """Raise InputError unless a model and `what` have the same classes in the same order."""
     if len(model_names) != len(data_names):
         raise InputError(
-            f'The model has {len(model_names)} classes, the {what} {len(data_names)}. Give the same ones.')
+            f'The model has {len(model_names)} classes, but the {what} has {len(data_names)}. They must be the same.')
     for i, (ours, theirs) in enumerate(zip(model_names, data_names)):
         if ours != theirs:
             raise InputError(
-                f"Class {i} is '{ours}' in the model, '{theirs}' in the {what}. Give the same ones, in the same order.")
+                f"Class {i} is '{ours}' in the model, but '{theirs}' in the {what}. They must be the same, in the same"
+                ' order.')
 
 
 def dataset_for_model(model: nn.Module, data: str, data_dir: Union[str, Path], split: str) -> MultiLabelDataset:
@@ -46,14 +47,14 @@ def dataset_for_model(model: nn.Module, data: str, data_dir: Union[str, Path], s
     names = label_names(model)
     transform = EvalTransform(resolve_model_data_config(model))
     dataset = create_dataset(data, data_dir, split, transform, names if named else None)
-    # indices for names say nothing but their number
+    # without names, only the number of classes can be compared
     unnamed = not named and len(names) == len(dataset.class_names)
     check_class_names(dataset.class_names if unnamed else names, dataset.class_names)
     return dataset
 
 
 def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the buffers of the main process, which are saved. BatchNorm statistics differ."""
+    """Copy the buffers of the main process, such as BatchNorm statistics, to the others, to evaluate what is saved."""
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer))
@@ -96,7 +97,7 @@ def predict_logits(
         model: Not wrapped for DDP, on the device of the accelerator. It is left in evaluation mode.
         loader: Gives (images, targets), prepared by the accelerator, not shuffled. uint8 images are normalized for the
             model.
-        accelerator: Gathers batches and drops the samples that pad the last one.
+        accelerator: Accelerator that gathers batches and drops the samples that pad the last one.
         description: Text of the progress bar.
 
     Returns:
@@ -143,7 +144,7 @@ class Evaluation:
         return cls(dataset, logits, targets, threshold, scores)
 
     def intervals(self, samples: int = 1000) -> Dict[str, Interval]:
-        """95% intervals of mAP, CF1 and OF1 over images, from so many resamples; empty for 0."""
+        """95% intervals of mAP, CF1 and OF1 over images, from this many resamples; empty for 0."""
         return bootstrap(self.logits, self.targets, self.threshold, samples) if samples else {}
 
     def groups(self) -> GroupScores:
@@ -193,7 +194,7 @@ def evaluate_binned(
         threshold: Threshold = 0.5,
         top3_above_threshold: bool = True,
 ) -> BinnedScores:
-    """`evaluate` in constant memory for any number of images, with bounds for mAP."""
+    """`evaluate` in constant memory for any number of images, with bounds for mAP. Raises as `evaluate` does."""
     evaluator = None
     for logits, targets in _gathered(model, loader, accelerator, 'evaluate'):
         if evaluator is None:

@@ -205,7 +205,7 @@ def localization(
         for cam, (c, mask) in zip(cams.cpu(), masks.items()):
             found.setdefault(c, []).append(_measure(cam, mask))
     if not found:
-        raise InputError('The model sees no box of a label on these images.')
+        raise InputError('No box of a label is in the part of these images that the model sees.')
     means = {c: np.mean(rows, axis=0) for c, rows in sorted(found.items())}
     pointing, energy, centre, area = np.mean(list(means.values()), axis=0).tolist()
     return Localization(

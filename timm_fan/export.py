@@ -36,9 +36,9 @@ class Exported(NamedTuple):
 class Exporter:
     """A trained model, prepared for export.
 
-    The batch size is free, and so is the image size in steps of the stride of the network. Backbones whose arithmetic
-    with sizes torch.export does not support (Swin and other windowed transformers, and tf_* with TensorFlow's padding)
-    are exported for one image size.
+    The batch size is dynamic, and so is the image size in steps of the stride of the network. Backbones whose
+    computations with sizes torch.export does not support (Swin and other windowed transformers, and tf_* with
+    TensorFlow's padding) are exported for one image size.
 
     Args:
         source: As for `load_model`.
@@ -47,7 +47,7 @@ class Exporter:
 
     Attributes:
         model: The model.
-        free: Whether the image size is free.
+        dynamic_size: Whether the image size is dynamic.
         stride: Stride of the network in pixels.
         sizes: Image sizes in pixels that are checked.
 
@@ -58,7 +58,7 @@ class Exporter:
     def __init__(self, source: Union[str, Path], img_size: Optional[int] = None, fixed_size: bool = False):
         if img_size is not None and img_size < 1:
             raise InputError(f'`img_size` must be at least 1, got {img_size}.')
-        self.model, self.free = _load(source, img_size, fixed_size)
+        self.model, self.dynamic_size = _load(source, img_size, fixed_size)
         self.config = resolve_model_data_config(self.model)
         if self.config['crop_mode'] not in ('center', 'squash'):
             raise InputError(
@@ -66,7 +66,7 @@ class Exporter:
         self.stride = max(info['reduction'] for info in self.model.feature_info)
         size = img_size or self.config['input_size'][1]
         self.sizes = [size]
-        if self.free:
+        if self.dynamic_size:
             if size % self.stride or size < 2 * self.stride:
                 raise InputError(
                     f'`img_size={size}` must be a multiple of the stride of the network, {self.stride} px, and at least'
@@ -86,7 +86,7 @@ class Exporter:
         Args:
             output: Folder to write to.
             images: RGB images to check with.
-            formats: Of FORMATS.
+            formats: Formats to write, from FORMATS.
 
         Raises:
             InputError: The extra for ONNX is missing, or a logit differs by more than 1e-4. Nothing is written then.
@@ -106,7 +106,7 @@ class Exporter:
     def _export_program(self) -> ExportedProgram:
         image = torch.zeros(2, self.model.pretrained_cfg['input_size'][0], self.sizes[0], self.sizes[0])
         shapes: Dict[int, Any] = {0: Dim('batch', min=1, max=65535)}
-        if self.free:
+        if self.dynamic_size:
             shapes[2] = self.stride * Dim('rows', min=2, max=256)
             shapes[3] = self.stride * Dim('columns', min=2, max=256)
         return torch.export.export(self.model, (image,), dynamic_shapes=(shapes,))

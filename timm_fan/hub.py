@@ -31,7 +31,7 @@ def _in_plain_words(error: BaseException) -> str:
     if isinstance(error, errors.GatedRepoError):
         return f'access is restricted. Accept the conditions on its page, then log in {_LOG_IN}.'
     if isinstance(error, errors.RevisionNotFoundError):
-        return 'it has no such revision. Give a branch, tag or commit of it.'
+        return 'it has no such revision. Use an existing branch, tag or commit.'
     if isinstance(error, errors.EntryNotFoundError):
         return f'it lacks a required file ({str(error).strip().splitlines()[-1]}).'
     if isinstance(error, errors.RepositoryNotFoundError):

@@ -20,7 +20,7 @@ class Label(NamedTuple):
 
 
 class Predictor:
-    """A trained model with everything that it needs to name what is on a photograph.
+    """A trained model with everything that it needs to predict the labels of photographs.
 
     Args:
         model: From `load_model`, or another timm model in evaluation mode.

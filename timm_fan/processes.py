@@ -5,13 +5,13 @@ from typing import Any, Dict
 
 
 def ignore_signals(_worker: int = 0) -> None:
-    """Start of a worker process: it ends with its parent, even if a signal goes to the whole process group."""
+    """Initializer of a worker process: only its parent reacts to signals that reach the whole process group."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def kill_workers() -> None:
-    """End of a program: kill worker processes, which multiprocessing would ask to end by SIGTERM and wait for."""
+    """Kill worker processes at the end. multiprocessing would send SIGTERM, which they ignore, and wait for them."""
     if hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report a failure
     for worker in multiprocessing.active_children():

@@ -5,7 +5,7 @@
     python train_scripts/ablation.py coco_mini --data-dir DIR --backbone-weights FILE --jobs 2
     python train_scripts/ablation.py scenes --table                                  # only write the page again
 
-Each run is one of train.py, in RUNS/GRID/ROW-seedN. Its results are added to RESULTS/GRID.jsonl, and RESULTS/GRID.md
+Each run is a run of train.py, in RUNS/GRID/ROW-seedN. Its results are added to RESULTS/GRID.jsonl, and RESULTS/GRID.md
 compares the rows. A run with results is not trained again, and one that was interrupted is resumed. Results are those
 of the last epoch, so that no epoch is chosen on the validation images.
 

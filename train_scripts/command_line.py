@@ -91,7 +91,7 @@ def check_device(name: str) -> None:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"`device={name}` is not a device of PyTorch. Give cpu or cuda.") from error
+        raise InputError(f"`device={name}` is not a device of PyTorch. Use cpu or cuda.") from error
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise InputError(f'`device={name}`: PyTorch finds no GPU.')
 
@@ -101,5 +101,5 @@ def find_config(name: str, folder: Path, what: str) -> Path:
     file = Path(name) if name.endswith(('.yaml', '.yml')) else folder / f'{name}.yaml'
     if not file.is_file():
         known = ', '.join(sorted(p.stem for p in folder.glob('*.yaml')))
-        raise InputError(f'{what}: no file {file}. Give a YAML file or one of {known}.')
+        raise InputError(f'{what}: no file {file}. Use a YAML file or one of {known}.')
     return file

@@ -40,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--labels', nargs='+', metavar='NAME', help='labels to show (default: the most likely ones)')
     add('--topk', type=int, default=3, help='number of the most likely labels, by the first model (default: 3)')
     add('--maps', default='activation', choices=MAPS,
-        help='Grad-CAM of the fused features, or what the CLN attends to for them (default: activation; always for'
-        ' --beside)')
+        help='activation: Grad-CAM of the fused features; attention: what the CLN attends to for them'
+        ' (default: activation, which --beside always uses)')
     add_data_arguments(parser, default=None, split=True)
     add('--num-images', type=int, default=8, help='pictures of the data set (default: %(default)s)')
     add('--output', type=Path, default=Path('maps'), help='folder of the pictures (default: %(default)s)')
@@ -101,7 +101,7 @@ def explain_dataset(args: argparse.Namespace, explainer: Explainer, dataset: Mul
         bar = tqdm(range(len(dataset)), desc=source, leave=False)
         found = localization(predictor, dataset, bar, explainer.maps[source])
         print(f'{source}: pointing game {percent(found.pointing)} (the centre {percent(found.centre)}),'
-              f' energy in boxes {percent(found.energy)} (uniform {percent(found.area)}), {found.labels} labels')
+              f' energy in boxes {percent(found.energy)} (uniform {percent(found.area)}), labels {found.labels}')
         kind = next(name for name, maps in MAPS.items() if maps is explainer.maps[source])
         records.append(dict(model=source, data=args.data, split=args.split, maps=kind, **asdict(found)))
     write_text(args.output / 'localization.json', json.dumps(records, indent=2))

@@ -4,8 +4,8 @@
     python train_scripts/export.py runs/scenes --images photos/
     python train_scripts/predict_onnx.py runs/scenes/export/model.onnx photo.jpg      # only requires onnxruntime
 
-The batch size is free, and so is the image size in steps of the stride of the network. Backbones whose arithmetic with
-sizes torch.export does not support (Swin and other windowed transformers, and tf_* with TensorFlow's padding) are
+The batch size is dynamic, and so is the image size in steps of the stride of the network. Backbones whose computations
+with sizes torch.export does not support (Swin and other windowed transformers, and tf_* with TensorFlow's padding) are
 exported for one image size, which --img-size sets.
 """
 import argparse
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('model', help='run or model folder, or hf-hub:REPO')
     add('--output', metavar='DIR', help='folder for model.onnx and model.pt2 (default: export/ in the given folder)')
-    add('--formats', nargs='+', default=list(FORMATS), choices=FORMATS, help='(default: both)')
+    add('--formats', nargs='+', default=list(FORMATS), choices=FORMATS, help='formats to write (default: both)')
     add('--fixed-size', action='store_true', help='export any backbone for one image size')
     add('--img-size', type=int, metavar='N',
         help='image size in pixels of the checks, and of an export with one size (default: that of the model)')
@@ -54,10 +54,11 @@ def read_images(paths: List[str]) -> List[Image.Image]:
 def main(args: argparse.Namespace) -> None:
     folder = Path(args.model)
     if args.output is None and not folder.is_dir():
-        raise InputError('`output` is required for a model that is not in a folder here.')
+        raise InputError('`output` is required for a model that is not a local folder.')
     images = read_images(args.images)
     exporter = Exporter(args.model, args.img_size, args.fixed_size)
-    size = f'any image size in steps of {exporter.stride} px' if exporter.free else f'images of {exporter.sizes[0]} px'
+    dynamic = exporter.dynamic_size
+    size = f'any image size in steps of {exporter.stride} px' if dynamic else f'images of {exporter.sizes[0]} px'
     print(f'any batch size, {size}')
     for file, difference in exporter.export(args.output or folder / 'export', images, args.formats):
         sizes = ', '.join(f'{size} px' for size in exporter.sizes)

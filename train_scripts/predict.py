@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Name what is on photographs.
+"""Predict the labels of photographs.
 
     python train_scripts/predict.py runs/scenes photo.jpg folder/
     python train_scripts/predict.py hf-hub:REPO photo.jpg --format json
@@ -23,7 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('model', help='run or model folder, or hf-hub:REPO')
     add('images', nargs='+', help='image files, or folders that are searched for images')
-    add('--threshold', type=float, help='probability above which a label is predicted (default: of the model, or 0.5)')
+    add('--threshold', type=float,
+        help='probability above which a label is predicted (default: that of the model, or 0.5)')
     add('--topk', type=int, metavar='K', help='print the K most likely labels, whatever their probabilities')
     add('--format', default='text', choices=['text', 'json'],
         help='json: one list of {file, labels} objects (default: %(default)s)')

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Name what is on photographs with an ONNX file that export.py wrote: predict.py without PyTorch.
+"""Predict the labels of photographs with an ONNX file from export.py: predict.py without PyTorch.
 
     python train_scripts/predict_onnx.py runs/scenes/export/model.onnx photo.jpg folder/
 
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('model', help='ONNX file of export.py')
     add('images', nargs='+', help='image files, or folders that are searched for images')
-    add('--threshold', type=float, help='probability above which a label is predicted (default: of the model)')
+    add('--threshold', type=float, help='probability above which a label is predicted (default: that of the model)')
     add('--topk', type=int, metavar='K', help='print the K most likely labels, whatever their probabilities')
     add('--format', default='text', choices=['text', 'json'],
         help='json: one list of {file, labels} objects (default: %(default)s)')
@@ -65,7 +65,7 @@ def load_image(file: Path) -> Image.Image:
     try:
         with Image.open(file) as image:
             if max(image.size) > 100 * min(image.size):
-                raise ValueError(f'{image.width} x {image.height} pixels are a line, not an image')
+                raise ValueError(f'{image.width} x {image.height} pixels: one side is more than 100 times the other')
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith('I;16'):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write a data set once as shards of smaller images, with labels and boxes, that decode in a fraction of the time.
 
-    python train_scripts/prepare_data.py --data coco2014 --data-dir /data/coco --output /data/coco_256 --short-side 256
-    python train_scripts/train.py --data 'shards:{split}-*.tar' --data-dir /data/coco_256 --img-size 224 ...
+    python train_scripts/prepare_data.py --data coco2014 --data-dir coco --output coco_256 --short-side 256
+    python train_scripts/train.py --config coco2014 --img-size 224 --data 'shards:{split}-*.tar' --data-dir coco_256
 
 Choose a short side somewhat above the training size, because random crops enlarge what they cut out. Boxes shrink with
 the images, so that recall by object size refers to pixels of the small images.
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--short-side', type=int, default=512, help='pixels; smaller images keep their size (default: %(default)s)')
     add('--quality', type=int, default=90, help='JPEG quality, 1 to 95 (default: %(default)s)')
     add('--uncompressed', action='store_true',
-        help='3 bytes per pixel instead of JPEG, which need no decoding, for a fast disk or enough memory')
+        help='write 3 bytes per pixel instead of JPEGs: nothing to decode, for a fast disk or enough memory')
     add('--shard-size', type=int, default=2000, help='images per shard (default: %(default)s)')
     add('--workers', type=int, default=2, help='processes (default: %(default)s)')
     return parser

@@ -5,7 +5,7 @@
     python train_scripts/push_to_hub.py runs/scenes me/fan_scenes --private
     python train_scripts/push_to_hub.py --update-cards                           # those in hub_cards/
 
-Log in first, with hf auth login or HF_TOKEN. Repeated, it sends what has changed in one commit.
+Log in first, with hf auth login or HF_TOKEN. Run it again to send what has changed, in one commit.
 """
 import argparse
 import sys
@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     add('--revision', metavar='BRANCH', help='push to this branch, created if it does not exist')
     add('--pr', action='store_true', help='open a pull request')
     add('--message', default='Upload model', help='commit message (default: %(default)s)')
-    add('--license', help='licence of the weights (default: that of the pretrained backbone, or apache-2.0)')
+    add('--license',
+        help='licence of the weights (default: that of the pretrained backbone; unknown for a fine-tuned model;'
+        ' apache-2.0 for one from scratch)')
     add('--data-license', metavar='TEXT', help='sentence for the card about the licence of the data')
     add('--card', type=Path, metavar='FILE', help='also write the card to this file, e.g. hub_cards/NAME.TAG.md')
     add('--update-cards', action='store_true', help='rewrite the cards in hub_cards/ that have no scores')

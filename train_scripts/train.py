@@ -4,7 +4,8 @@
     python train_scripts/train.py                                               # the drawn scenes, on a CPU
     accelerate launch train_scripts/train.py --config coco2014 --data-dir DIR   # one or many GPUs
 
-Options come from a YAML file in train_scripts/configs, or any other one, and from the command line, which has priority.
+Options come from the command line, then from a YAML file (--config, by default train_scripts/configs/scenes.yaml), then
+from the defaults below.
 The README in this folder describes data sources, recipes and the files in a run folder.
 """
 import argparse

@@ -39,9 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('model', nargs='?', help='run or model folder, or hf-hub:REPO')
     add('--compare', nargs=2, metavar=('A', 'B'),
-        help='test whether B differs from A by more than the choice of images')
+        help='test whether B differs from A by more than the choice of images explains')
     add_data_arguments(parser, split=True)
-    add('--threshold', type=float, help='probability above which a label is predicted (default: of the model, or 0.5)')
+    add('--threshold', type=float,
+        help='probability above which a label is predicted (default: that of the model, or 0.5)')
     add('--choose-thresholds', metavar='POLICY',
         help=f'choose thresholds on this split, and store them in the model folder: {", ".join(POLICIES)}')
     add('--top3-always', action='store_true', help='older Top-3 protocol: always three labels per image')
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_arguments(args: argparse.Namespace) -> None:
     if (args.model is None) == (args.compare is None):
-        raise InputError('Give one model, or `compare` with two.')
+        raise InputError('Pass one model, or two with `compare`.')
     for option, others in EXCLUDES.items():
         for other in others:
             if getattr(args, option) and getattr(args, other):

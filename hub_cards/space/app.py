@@ -18,7 +18,7 @@ from timm_fan.explain import activation_maps, overlay
 from timm_fan.prediction import Predictor
 
 ABOUT = """
-# What is on the photograph?
+# What is in the photo?
 
 Drop a photograph here, or choose one. The network gives **each** label its own probability, so that an image can have
 many labels or none. Move the threshold to see more or fewer of them, and **choose a label to see where the network
@@ -63,8 +63,8 @@ def name_labels(file: str, source: str, threshold: float) -> Tuple[str, dict, di
         return '⚠️ **This file is not a photograph that can be read.** Try a JPEG, PNG or WebP.', no_labels, no_map
     names = open_model(source).names
     found = sorted(zip(values, names), reverse=True)
-    choices = [(f'{name}  {100 * p:.0f} %', name) for p, name in found if p > threshold]
-    best = f'The most likely one is {found[0][1]} with {100 * found[0][0]:.0f} %.'
+    choices = [(f'{name}  {p:.0%}', name) for p, name in found if p > threshold]
+    best = f'The most likely one is {found[0][1]} with {found[0][0]:.0%}.'
     text = f'**{len(choices)} of {len(names)} labels** above {threshold:.2f}.'
     text += ' Choose one to see where the network looked.' if choices else f' {best} Lower the threshold to see it.'
     return text, gr.Radio(choices=choices, value=None, visible=bool(choices)), no_map
@@ -83,7 +83,7 @@ def show_where(file: str, source: str, label: str):
 
 
 def build(sources: List[str]) -> gr.Blocks:
-    with gr.Blocks(title='timm-fan: what is on the photograph?', delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title='timm-fan: what is in the photo?', delete_cache=(3600, 3600)) as page:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(min_width=320):

@@ -107,15 +107,15 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
     page.wait_for_summary('No photograph yet')
     page.upload(photo)
     page.wait_for_summary('2 of 3 labels')
-    page.wait_for_labels('cat 90 %', 'dog 60 %')
+    page.wait_for_labels('cat 90%', 'dog 60%')
     page.set_threshold(0.1)
     page.wait_for_summary('3 of 3 labels')
     page.set_threshold(0.95)
-    page.wait_for_summary('The most likely one is cat with 90 %')
+    page.wait_for_summary('The most likely one is cat with 90%')
     page.set_threshold(0.5)
     page.wait_for_summary('2 of 3 labels')
 
-    page.wait_for_labels('cat 90 %', 'dog 60 %')
+    page.wait_for_labels('cat 90%', 'dog 60%')
     page.find('#labels label')[1].click()
     picture = page.find('#where img')[0]
     assert 'dog' in page.find('#where')[0].text
@@ -128,7 +128,7 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
     page.find('#model input')[0].click()
     page.find('#model [role=option]:nth-child(2), ul[role=listbox] li:nth-child(2)')[0].click()
     page.wait_for_summary('1 of 3 labels')
-    page.wait_for_labels('person 97 %')
+    page.wait_for_labels('person 97%')
 
     bad = tmp_path / 'bad.jpg'
     bad.write_text('no photograph')

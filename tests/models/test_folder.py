@@ -138,7 +138,7 @@ def test_pickles_and_damaged_folders_are_refused(tmp_path):
         load_model(saved)
     weights.unlink()
     torch.save({}, saved / 'pytorch_model.bin')
-    with pytest.raises(InputError, match='saved contains no model.safetensors. Give a run folder, or the folder of a'):
+    with pytest.raises(InputError, match='saved contains no model.safetensors. Pass a run folder, or the folder of a'):
         load_model(saved)
     weights.write_bytes(content)
     (saved / 'config.json').write_text('{')

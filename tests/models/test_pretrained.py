@@ -24,9 +24,9 @@ def test_bad_backbone_weights_are_named(tmp_path):
     safetensors.torch.save_file(timm.create_model('test_convnext').state_dict(), other)
     broken.write_bytes(other.read_bytes()[:5000])
     for file, words in (
-            (other, r"lacks 90 of 90 tensors of 'test_resnet', .*Give weights of this backbone"),
+            (other, r"lacks 90 of 90 tensors of 'test_resnet', .*Use weights of this backbone"),
             (broken, 'is damaged, or is not a safetensors file .* Download or write it again'),
-            (tmp_path / 'none.safetensors', 'no file .*Give a safetensors file of the timm model test_resnet')):
+            (tmp_path / 'none.safetensors', 'no file .*Pass a safetensors file of the timm model test_resnet')):
         with pytest.raises(InputError, match=f'^`backbone_weights`: .*{words}') as error:
             small_fan(backbone_weights=str(file))
         assert str(file) in str(error.value)
@@ -93,6 +93,6 @@ def test_unpublished_weights_name_the_repository_and_the_alternatives(monkeypatc
         timm.create_model('fan_resnet18', pretrained=True)
     assert str(error.value) == (
         'No pretrained weights for fan_resnet18: some-mirror/fan_resnet18.coco2014: it is not in the cache, and'
-        ' HF_HUB_OFFLINE is set. Train the model, give a file'
+        ' HF_HUB_OFFLINE is set. Train the model, pass a file'
         " (pretrained_cfg_overlay=dict(file='model.safetensors')), or start from the ImageNet weights of the backbone"
         ' (pretrained=False, pretrained_backbone=True).')

@@ -91,11 +91,11 @@ def test_a_config_is_a_file_or_a_name(command_line, tmp_path):
     assert command_line.find_config('paper', configs, '`config`') == configs / 'paper.yaml'
     (tmp_path / 'own.yml').touch()
     assert command_line.find_config(f'{tmp_path}/own.yml', configs, '`config`') == tmp_path / 'own.yml'
-    with pytest.raises(InputError, match='`config`: no file .*other.yaml. Give a YAML file or one of coco2014, paper'):
+    with pytest.raises(InputError, match='`config`: no file .*other.yaml. Use a YAML file or one of coco2014, paper'):
         command_line.find_config('other', configs, '`config`')
 
 
 def test_unknown_devices_are_refused(command_line):
     command_line.check_device('cpu')
-    with pytest.raises(InputError, match='`device=tpu7` is not a device of PyTorch. Give cpu or cuda'):
+    with pytest.raises(InputError, match='`device=tpu7` is not a device of PyTorch. Use cpu or cuda'):
         command_line.check_device('tpu7')

@@ -143,7 +143,7 @@ def test_refused_pushes_end_in_one_message(server, monkeypatch, capsys, resnet18
         return capsys.readouterr().err
 
     for folder in (tmp_path / 'none', tmp_path):
-        assert f'{folder} contains no config.json. Give a run folder' in refused(folder, 'me/model')
+        assert f'{folder} contains no config.json. Pass a run folder' in refused(folder, 'me/model')
     assert 'no/such/repo' in refused(resnet18_run, 'no/such/repo')
     monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
     assert 'does not know your token. Log in again (hf auth login, or HF_TOKEN).' in refused(resnet18_run, 'me/model')

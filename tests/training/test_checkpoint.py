@@ -43,7 +43,7 @@ def test_damaged_checkpoints_are_named(monkeypatch, capsys, coco_folder, tmp_pat
     (newest / 'progress.json').write_text(progress[:40])
     assert f'The checkpoint {newest} is damaged' in error()
     (newest / 'progress.json').write_text(json.dumps({**json.loads(progress), 'class_names': ['a']}))
-    assert 'is of 1 classes' in error()
+    assert 'was saved for 1 classes' in error()
     (newest / 'progress.json').write_text(progress)
     weights = (newest / 'model.safetensors').read_bytes()
     (newest / 'model.safetensors').write_bytes(weights[:100])

@@ -65,7 +65,7 @@ def test_data_with_another_number_of_classes_is_refused(monkeypatch, capsys, run
     run = shutil.copytree(run_folder, tmp_path / 'run')
     options = ['--data-dir', data, '--batch-size', '4', '--output', run, '--resume']
     assert run_here(monkeypatch, 'train', *TINY, *options) == 2
-    assert 'is of 6 classes, but the data has 4' in capsys.readouterr().err
+    assert 'was saved for 6 classes, but the data has 4' in capsys.readouterr().err
 
 
 def start(data: Path, output: Path) -> subprocess.Popen:

@@ -67,7 +67,7 @@ def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:
 
 def _refuse_line(size: Tuple[int, int]) -> None:
     if max(size) > 100 * min(size):
-        raise ValueError(f'{size[0]} x {size[1]} pixels are a line, not an image')
+        raise ValueError(f'{size[0]} x {size[1]} pixels: one side is more than 100 times the other')
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -78,7 +78,10 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale greyscale of more than 8 bits down. Values are taken for 16 bits, floats for 0..1, unless they are not."""
+    """Scale greyscale of more than 8 bits down.
+
+    The range is 16 bits if a value exceeds 255, 0..1 for floats up to 1, and 8 bits otherwise.
+    """
     if image.mode.startswith('I;16'):  # convert() would clip everything above 255 to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ('I', 'F'):

@@ -10,7 +10,7 @@ from timm_fan.processes import ignore_signals
 def stack_images(images: Sequence[torch.Tensor]) -> torch.Tensor:
     """Images (C, H, W) as a batch (B, C, H, W) in channels_last
 
-    The transforms produce images in channels_last, so that each is copied as it is.
+    The transforms produce images in channels_last, so that each is copied without reordering.
     """
     return default_collate([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 

@@ -1,4 +1,4 @@
-"""Randomness as a function of seed, epoch and step, so that a training resumes as if it had never stopped."""
+"""Randomness as a function of seed, epoch and step, so that a run resumes as if it had never stopped."""
 import contextlib
 import random
 from typing import Any, Iterator, Tuple
@@ -39,7 +39,7 @@ class SeededSamples(Dataset):
     An item is that of the data set, followed by its index.
 
     Args:
-        dataset: Items are tuples.
+        dataset: Data set whose items are tuples.
         seed: Seed of the augmentations.
     """
 

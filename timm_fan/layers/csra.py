@@ -11,7 +11,7 @@ import torch.nn as nn
 
 from timm_fan.errors import InputError
 
-# for each number of heads, Section 3.3; infinity stands for the maximum
+# for each number of heads, Section 3.3; infinity selects the maximum
 TEMPERATURES = {
     1: (1.,),
     2: (1., math.inf),

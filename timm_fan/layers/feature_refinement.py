@@ -112,6 +112,11 @@ class FeatureTransform(nn.Module):
 
     `lite` is not in the paper: all pooling comes first, and one FTB follows with a quarter of the channels between its
     3x3 convolutions, which account for most of the cost that the FAN adds to a backbone.
+
+    Args:
+        in_chs: Channels of the stage.
+        out_chs: K, the channels of the refined features.
+        halvings: Number of poolings to the coarsest grid.
     """
 
     def __init__(self, in_chs: int, out_chs: int, halvings: int, norm_layer=nn.BatchNorm2d, act_layer=nn.ReLU,

@@ -56,7 +56,7 @@ class BinnedEvaluator:
         """Add a batch of logits and targets (B, num_classes), with targets 1 present, 0 absent, -1 unknown.
 
         Raises:
-            ValueError: Shapes differ, or a logit is NaN.
+            ValueError: Shapes differ, a logit is NaN, or a threshold is not in 0..1.
         """
         logits, targets = logits.detach().cpu().float(), targets.detach().cpu()
         check_results(logits, targets)
@@ -77,6 +77,7 @@ class BinnedEvaluator:
         self.num_images += known.any(dim=1).sum()
 
     def compute(self) -> BinnedScores:
+        """Scores of all batches so far."""
         # a few classes at a time, because of the size of temporary arrays
         parts = [self._bounds(*part) for part in zip(*(h.split(50) for h in self.histograms))]
         tied, low, high = (torch.cat(values) for values in zip(*parts))

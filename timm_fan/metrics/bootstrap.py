@@ -26,7 +26,7 @@ class Comparison:
     """Difference of one metric between two runs on the same images, second minus first, in -1..1.
 
     Attributes:
-        difference: On the original images.
+        difference: Difference on the original images.
         interval: Interval of the difference.
         exceeds_noise: Whether the interval excludes 0.
     """
@@ -91,8 +91,8 @@ def bootstrap(
 ) -> Dict[str, Interval]:
     """95% intervals of mAP, CF1 and OF1 from resampling images with replacement (basic bootstrap).
 
-    They reflect another choice of images, not another training run. A class without a positive in a resample is left
-    out of it. If classes have few positives, the interval of mAP is too narrow: collect more images.
+    They reflect the choice of images, not differences between training runs. A class without a positive in a resample
+    is left out of it. If classes have few positives, the interval of mAP is too narrow: collect more images.
 
     Args:
         logits: (N, num_classes).
@@ -100,6 +100,12 @@ def bootstrap(
         threshold: Probability above which a label is predicted, one for all classes or one per class.
         samples: Number of resamples.
         seed: Seed of the resamples.
+
+    Returns:
+        'mAP', 'CF1' and 'OF1' -> interval in 0..1.
+
+    Raises:
+        ValueError: Shapes differ, a logit is NaN, or a threshold is not in 0..1.
 
     Source: A. Davison, D. Hinkley, Bootstrap Methods and their Application, 1997, Section 5.2.
     """
@@ -127,7 +133,7 @@ def compare(
         seed: Seed of the resamples.
 
     Raises:
-        ValueError: The runs have different shapes.
+        ValueError: Shapes differ, a logit is NaN, or a threshold is not in 0..1.
     """
     if logits_a.shape != logits_b.shape:
         raise ValueError(f'The runs differ in shape: {tuple(logits_a.shape)} and {tuple(logits_b.shape)}.')

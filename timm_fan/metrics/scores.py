@@ -1,4 +1,4 @@
-"""The metrics of the field for multi-label classification.
+"""The standard metrics for multi-label classification.
 
 mAP, CP, CR, CF1, OP, OR, OF1 as in Section IV-B3, Eq. 10 to 12 of the FAN paper
 (https://doi.org/10.1109/ACCESS.2019.2929512). All are in 0..1 and computed in float64 on the whole set, never averaged
@@ -36,7 +36,7 @@ class ClassScores:
     Attributes:
         name: Name of the class.
         AP: Average precision, None without a positive.
-        precision, recall, F1: At the threshold.
+        precision, recall, F1: Scores at the threshold, in 0..1.
         positives: Images where the class is present.
         images: Images where its label is known.
         threshold: Probability above which it is predicted.

@@ -43,8 +43,8 @@ def choose_thresholds(
 
     - `global-f1`: one threshold for all classes, with the best OF1.
     - `class-f1`: the best F1 of each class.
-    - `precision=P`: the lowest threshold of each class with a precision of at least P in 0..1, for the highest recall.
-    - `recall=R`: the highest threshold of each class with a recall of at least R.
+    - `precision=P`: the lowest threshold of each class with a precision of at least P in 0..1.
+    - `recall=R`: the highest threshold of each class with a recall of at least R in 0..1.
 
     A class with fewer than `min_positives` positives, or whose precision never reaches P, has the threshold that
     reaches the goal on all classes pooled, or 0.5 if there is none.
@@ -54,6 +54,9 @@ def choose_thresholds(
         targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
         policy: One of POLICIES.
         min_positives: Positives that a class needs for its own threshold.
+
+    Returns:
+        A probability for each class, above 0 and below 1.
 
     Raises:
         timm_fan.InputError: Unknown policy.

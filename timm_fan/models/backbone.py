@@ -82,7 +82,7 @@ class Backbone(nn.Module):
         source: Dict[str, Any] = dict(pretrained=pretrained)
         if weights:
             source = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=read_backbone_weights(name, weights)))
-        remedy = 'Give a file as `backbone_weights`, or start from random weights'
+        remedy = 'Pass a file as `backbone_weights`, or start from random weights'
         with hub_errors(f"The weights of backbone '{name}' cannot be loaded. {remedy}. Cause"):
             self.net = self._create(device=device, dtype=dtype, **source)
         # indices among the maps that the network returns

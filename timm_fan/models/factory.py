@@ -30,7 +30,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         kwargs: Arguments of `timm.create_model`.
 
     Raises:
-        InputError: With the message of timm, safetensors or the Hub.
+        InputError: Unknown name or argument, a missing or damaged file, or an error of the Hub.
     """
     try:
         source, place = parse_model_name(name)
@@ -39,7 +39,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     if source is None:
         check_name(name)
     elif source == 'local-dir' and not Path(place).is_dir():
-        raise InputError(f'{name}: no such folder. Give the folder of a saved model.')
+        raise InputError(f'{name}: no such folder. Pass the folder of a saved model.')
     try:
         with hub_errors(name):
             return timm.create_model(name, **kwargs)

@@ -41,8 +41,8 @@ class FAN(nn.Module):
     and x3 reach the logits only through gates and attention weights, and x4 only through new layers. With `frn=False`,
     the CLN takes x2, x3, x4 in place of p2, p3, p4 (Section IV-D2), averaged down to the grid of x4.
 
-    Without what the paper does not show: `joint=False, cln_residual=False, global_pool='avg'`. The FTBs keep their
-    batch norm after the 1x1 convolution.
+    The network as the paper prints it: `joint=False, cln_residual=False, global_pool='avg'`. Only the batch norm after
+    the 1x1 convolution of the FTBs is still an addition.
 
     Args:
         backbone: Name of a timm model that supports `features_only=True`.
@@ -52,12 +52,12 @@ class FAN(nn.Module):
             largest power of two that is at most 512 and at most the number of channels of x4.
         frn: Use the Feature Refinement Network.
         cln: Use the Correlation Learning Network.
-        cln_residual: Add p4 to the attended features. The paper does not say.
+        cln_residual: Add p4 to the attended features, which the paper leaves open.
         joint: With the FRN, let the classifier see x4, p2 and p3 next to the output of the CLN. Not in the paper.
         context_pool: Global pooling in the FRBs, 'max' as in the paper or 'avg' (Table 6).
         lite: With the FRN, pool the maps before narrower FTBs, at a fraction of the cost, see
             `timm_fan.layers.FeatureTransform`. Not in the paper.
-        global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`. The paper does not say.
+        global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`. Not specified in the paper.
         head: 'linear', or the head of another method: 'csra', 'ml_decoder', 'query2label', see `timm_fan.layers`.
         head_args: Other arguments of the head of another method.
         drop_rate: Dropout rate before the classifier.
@@ -70,7 +70,7 @@ class FAN(nn.Module):
         backbone_args: Other arguments of the backbone.
 
     Raises:
-        timm_fan.InputError: Unknown backbone, or its weights cannot be loaded.
+        timm_fan.InputError: Unknown backbone, head or `context_pool`, or weights that cannot be loaded.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ BEST = 'best'
 
 
 def label_names(model: nn.Module) -> List[str]:
-    """Class names that a model was saved with, in class order, or else the class indices as text."""
+    """Class names that a model was saved with, in class order, otherwise the class indices as text."""
     names = model.pretrained_cfg.get('label_names')
     if isinstance(names, dict):
         names = [names[k] for k in sorted(names, key=int)]
@@ -31,7 +31,7 @@ def label_names(model: nn.Module) -> List[str]:
 
 
 def model_thresholds(model: nn.Module) -> Union[float, List[float]]:
-    """Probability above which a label is predicted: one per class if the model was saved with them, or else 0.5."""
+    """Probability above which a label is predicted: one per class if the model was saved with them, otherwise 0.5."""
     return getattr(model, 'thresholds', None) or 0.5
 
 
@@ -95,7 +95,16 @@ def save_model(
 
 
 def save_thresholds(folder: Union[str, Path], thresholds: Sequence[float], policy: str) -> None:
-    """Store thresholds in the config.json of a model or run folder, for `load_model` and `model_thresholds`."""
+    """Store thresholds in the config.json of a model or run folder, for `load_model` and `model_thresholds`.
+
+    Args:
+        folder: A run or model folder.
+        thresholds: Probability for each class, in 0..1.
+        policy: How they were chosen.
+
+    Raises:
+        InputError: The folder contains no model.
+    """
     file = model_folder(folder) / CONFIG_NAME
     write_text(file, json.dumps({**read_json(file), 'thresholds': list(thresholds), 'threshold_policy': policy},
                                 indent=2))
@@ -113,7 +122,7 @@ def model_folder(folder: Union[str, Path]) -> Path:
         folder = folder / BEST
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
-            raise InputError(f'{folder} contains no {name}. Give a run folder, or the folder of a model in it.')
+            raise InputError(f'{folder} contains no {name}. Pass a run folder, or the folder of a model in it.')
     return folder
 
 

@@ -23,7 +23,7 @@ def check_plain_weights(name: str, state_dict: Dict[str, torch.Tensor], source: 
     if missing:
         raise InputError(
             f"{source} lacks {len(missing)} of {len(wanted)} tensors of '{name}', the first: {missing[0]}."
-            " Give weights of this backbone with timm's parameter names.")
+            " Use weights of this backbone with timm's parameter names.")
 
 
 def read_backbone_weights(name: str, file: Union[str, Path]) -> Dict[str, torch.Tensor]:
@@ -34,7 +34,7 @@ def read_backbone_weights(name: str, file: Union[str, Path]) -> Dict[str, torch.
     """
     file = Path(file)
     if not file.is_file():
-        raise InputError(f'`backbone_weights`: no file {file}. Give a safetensors file of the timm model {name}.')
+        raise InputError(f'`backbone_weights`: no file {file}. Pass a safetensors file of the timm model {name}.')
     try:
         state_dict = safetensors.torch.load_file(file)
     except SafetensorError as error:
@@ -66,7 +66,7 @@ def find_weights(
         overlay: Dict[str, Any],
         cache_dir: Optional[Union[str, Path]] = None,
 ) -> PretrainedSource:
-    """Find the weights for `pretrained=True`: those of the config, or else those published for its tag.
+    """Find the weights for `pretrained=True`: those of the config, otherwise those published for its tag.
 
     Args:
         variant: Name of the model.
@@ -94,7 +94,7 @@ def _published(variant: str, tag: Optional[str], cache_dir: Any) -> Tuple[Dict[s
             cfg, architecture, model_args = load_model_config_from_hf(repo, cache_dir=cache_dir)
     except InputError as error:
         raise InputError(
-            f'No pretrained weights for {variant}: {error} Train the model, give a file'
+            f'No pretrained weights for {variant}: {error} Train the model, pass a file'
             " (pretrained_cfg_overlay=dict(file='model.safetensors')), or start from the ImageNet weights of the"
             ' backbone (pretrained=False, pretrained_backbone=True).') from error
     except (ValueError, KeyError) as error:
@@ -119,7 +119,7 @@ def _safe_source(cfg: PretrainedCfg) -> Tuple[str, Dict[str, Any]]:
             raise InputError(f'No weights file {cfg.file}.')
         return cfg.file, {}
     if not cfg.hf_hub_id:
-        raise InputError(f'{cfg.url}: give a .safetensors file or a repository of the Hub, not a URL. {_REFUSAL}')
+        raise InputError(f'{cfg.url}: pass a .safetensors file or a repository of the Hub, not a URL. {_REFUSAL}')
     filename = cfg.hf_hub_filename or WEIGHTS_NAME
     if not filename.endswith('.safetensors'):
         raise InputError(f'{cfg.hf_hub_id}/{filename}: not a .safetensors file. {_REFUSAL}')

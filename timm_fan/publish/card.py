@@ -169,7 +169,7 @@ def _describe_metrics(metrics: Dict[str, Any]) -> Dict[str, Any]:
     used = {c['threshold'] for c in metrics['per_class']}
     return dict(
         extremes=[('best', c) for c in rated[:count]] + [('worst', c) for c in rated[len(rated) - count:]],
-        threshold=f'{used.pop():g}' if len(used) == 1 else 'one per class')
+        threshold=f'a probability of {used.pop():g}' if len(used) == 1 else 'the threshold of their class')
 
 
 def _render(
@@ -206,7 +206,7 @@ def card_of_run(
         folder: A run or model folder. Scores come from the report of the run if it is about exactly these weights.
         repo: `owner/name` on the Hub.
         licence: Licence of the weights, by default that of the pretrained backbone that they started from, unknown if
-            they started from a whole model, or else apache-2.0.
+            they started from a whole model, otherwise apache-2.0.
         data_licence: A sentence about the licence of the data, if timm_fan does not know it.
 
     Raises:

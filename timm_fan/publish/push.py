@@ -106,7 +106,7 @@ def push_folder(
         The files with their changes; and the commit, or None if nothing has changed.
 
     Raises:
-        InputError: Says what is wrong with the token, the name or the network, and what to do.
+        InputError: The Hub refuses the token, the name or the upload, or cannot be reached.
     """
     api = _api(token)
     with hub_errors(repo):

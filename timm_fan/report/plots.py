@@ -81,7 +81,7 @@ def plot_per_class(scores: MultiLabelScores, file: Path) -> None:
 
 
 def plot_precision_recall(evaluation: Evaluation, file: Path) -> None:
-    """Precision over recall: thin for each class, thick for all labels pooled."""
+    """Precision-recall curves: thin for each class, thick for all labels pooled."""
     def curve(values: np.ndarray, truth: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         _, true, predicted = threshold_curve(values, truth == 1)
         return true / max(true[-1], 1), true / predicted
@@ -96,7 +96,7 @@ def plot_precision_recall(evaluation: Evaluation, file: Path) -> None:
         axis.plot(*curve(values[known], truth[known]), color='black', linewidth=2, label='all labels pooled')
         axis.plot([], [], color='tab:blue', alpha=0.5, label='each class')
         axis.plot(scores.all.OR, scores.all.OP, 'o', color='tab:red', label='at the threshold')
-        axis.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02), title='Precision over recall')
+        axis.set(xlabel='recall', ylabel='precision', xlim=(0, 1), ylim=(0, 1.02), title='Precision-recall curves')
         axis.grid(alpha=0.3)
         axis.legend(loc='lower left')
 
@@ -143,6 +143,9 @@ def draw_statistics(folder: Union[str, Path], dataset: MultiLabelDataset, max_cl
     """Write frequencies.png, labels_per_image.png, co_occurrence.png and, with boxes, scales.png (Figure 1).
 
     The plots show the `max_classes` most frequent classes. Other files in the folder stay.
+
+    Raises:
+        InputError: matplotlib is not installed.
     """
     statistics = describe(dataset)
     order: List[int] = sorted(

@@ -91,6 +91,8 @@ def write_report(
 
     Args:
         folder: Folder to write to. Other files in it stay.
+        evaluation: What to report on.
+        info: Title, data and training history.
         intervals: From `Evaluation.intervals`.
         groups: From `Evaluation.groups`, computed if not given.
 

@@ -28,7 +28,7 @@ def format_scores(
     lines.append(f'mAP by definition: {by_definition}')
     lines.append(f'sample F1 {percent(scores.sample_f1)}, exact match {percent(scores.exact_match)}')
     if intervals:
-        lines.append('95% over images: ' + ', '.join(
+        lines.append('95% interval over images: ' + ', '.join(
             f'{name} {percent(i.low)} to {percent(i.high)}' for name, i in intervals.items()))
     if groups is not None:
         for name, group in (('rarest', groups.tail), ('smallest', groups.small)):
@@ -43,7 +43,8 @@ def format_scores(
     if scores.num_unlabelled:
         lines.append(f'{scores.num_unlabelled} images without a known label, or unreadable, were left out')
     if scores.classes_without_positives:
-        lines.append(f'left out of mAP, CP and CR, no positive: {", ".join(scores.classes_without_positives)}')
+        classes = ', '.join(scores.classes_without_positives)
+        lines.append(f'left out of mAP, CP and CR, without a positive image: {classes}')
     return '\n'.join(lines)
 
 
@@ -61,6 +62,6 @@ def format_comparison(first: str, second: str, found: Dict[str, Comparison], num
         verdict = 'exceeds' if c.exceeds_noise else 'does not exceed'
         lines.append(
             f'{name:<4} {percent(c.difference, "+.2f")}, 95% {percent(c.interval.low, "+.2f")} to'
-            f' {percent(c.interval.high, "+.2f")}: {verdict} the noise of the choice of images')
-    lines.append('Another seed of the training is a further source of noise, which this does not measure.')
+            f' {percent(c.interval.high, "+.2f")}: {verdict} the noise from the choice of images')
+    lines.append('Training with another seed adds noise, which is not measured here.')
     return '\n'.join(lines)

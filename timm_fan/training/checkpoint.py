@@ -110,7 +110,7 @@ def read_progress(checkpoint: Path, class_names: Sequence[str], updates_per_epoc
             f'The checkpoint {checkpoint} is damaged ({error}). Delete it to resume from the one before.') from error
     if progress.class_names != list(class_names):
         raise InputError(
-            f'The checkpoint {checkpoint} is of {len(progress.class_names)} classes, but the data has'
+            f'The checkpoint {checkpoint} was saved for {len(progress.class_names)} classes, but the data has'
             f' {len(class_names)}, or names them differently. Resume with the same data, or fine-tune the model of the'
             ' run.')
     if progress.updates_per_epoch != updates_per_epoch:

@@ -49,7 +49,7 @@ def create_loaders(
     try:
         train_set.transform = create_train_transform(data_config, (options.min_crop, 1.), options.aa)
     except (AssertionError, ValueError) as error:
-        raise InputError(f'`aa={options.aa}` is not an auto-augment of timm, unlike rand-m7-mstd0.5.') from error
+        raise InputError(f'`aa={options.aa}` is not an auto-augment of timm. An example is rand-m7-mstd0.5.') from error
     val_set.transform = EvalTransform(data_config)
     images = images_at_once(options, accelerator)
     sampler = RandomSampler(train_set, num_samples=len(train_set) // options.batch_size * options.batch_size)

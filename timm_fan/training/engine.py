@@ -36,9 +36,9 @@ def create_accelerator(options: TrainingOptions, folder: Path) -> Tuple[Accelera
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )
     except ImportError as error:
-        raise InputError(f'{error} Install the extra of the programs: pip install "timm-fan[train]".') from error
+        raise InputError(f'{error} Install the training dependencies: pip install "timm-fan[train]".') from error
     except ValueError as error:
-        raise InputError(f'Accelerate refuses the options: {error}') from error
+        raise InputError(f'Accelerate rejects the options: {error}') from error
     if log_with and not accelerator.log_with:
         raise InputError(f'{log_with} is not installed: pip install {log_with}, or set `log_with=none`.')
     options = options.model_copy(update=dict(grad_accum_steps=accelerator.gradient_accumulation_steps))
@@ -57,8 +57,7 @@ def _check_engine(accelerator: Accelerator, options: TrainingOptions) -> None:
     # a sharded state dict has an index that is a pickle
     if getattr(plugin, 'fsdp_version', 1) != 2 or plugin.state_dict_type.name != 'FULL_STATE_DICT':
         raise InputError(
-            'Only version 2 of FSDP with FULL_STATE_DICT is supported, as in'
-            ' train_scripts/configs/accelerate/fsdp2.yaml.')
+            'Only version 2 of FSDP with fsdp_state_dict_type FULL_STATE_DICT is supported.')
     if options.ema_decay:
         raise InputError('`ema_decay` is not supported with FSDP. Set it to 0.')
 

@@ -34,7 +34,7 @@ def create_network(options: TrainingOptions, class_names: Sequence[str], acceler
     Args:
         options: Options of the run, resolved.
         class_names: Names in class order.
-        accelerator: Lets one process download the weights before the others.
+        accelerator: Accelerator; one process of each machine downloads the weights before the others.
 
     Raises:
         InputError: Options that do not fit each other, the model or the device, or the model cannot be created.
@@ -45,7 +45,7 @@ def create_network(options: TrainingOptions, class_names: Sequence[str], acceler
     saved_names = model.pretrained_cfg.get('label_names')
     if saved_names is not None and label_names(model) != list(class_names):
         model.reset_classifier(len(class_names))
-        notes.append(f'{options.model} was trained on other classes, or in another order: it gets a new head')
+        notes.append(f'{options.model} was trained on other classes, or the same in another order: it gets a new head')
     data_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
     unused = freeze_unused(model, data_config['input_size'])
     if unused:
@@ -90,7 +90,7 @@ def freeze_unused(model: nn.Module, input_size: Sequence[int]) -> List[str]:
     """Freeze parameters that the logits do not depend on, because DistributedDataParallel would wait for them.
 
     Args:
-        model: Its mode is unchanged.
+        model: Model on the CPU. Its mode is unchanged.
         input_size: (C, H, W) of an image.
 
     Returns:

@@ -16,8 +16,8 @@ def _option(
     """A field of TrainingOptions.
 
     Args:
-        default: Its default.
-        help: What it is, with units.
+        default: Default value.
+        help: Description, with units.
         group: Heading that it belongs to.
         card: Whether it appears on a model card; not if it only concerns the machine.
         resumable: Whether it may change when a run is resumed.
@@ -35,12 +35,12 @@ class TrainingOptions(BaseModel):
 
     data: str = _option(
         'scenes', f'data source NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)}', 'data')
-    data_dir: str = _option('data', 'folder of the data set; scenes are drawn in it', 'data', card=False)
+    data_dir: str = _option('data', 'folder of the data set; the scenes are drawn there once', 'data', card=False)
 
     model: str = _option('fan', 'timm model, or local-dir:FOLDER or hf-hub:REPO to fine-tune one', 'model')
     backbone: Optional[str] = _option(None, "timm model that 'fan' is built on", 'model')
     backbone_weights: Optional[str] = _option(None, 'safetensors file of the plain timm backbone', 'model')
-    pretrained_backbone: StrictBool = _option(False, 'load the backbone from the Hub', 'model')
+    pretrained_backbone: StrictBool = _option(False, "load timm's weights of the backbone from the Hub", 'model')
     model_kwargs: Dict[str, Any] = _option({}, 'other arguments of the model, e.g. frn=false', 'model')
     img_size: Optional[int] = _option(None, 'image size in pixels; default: that of the model', 'model', ge=1)
 
@@ -57,16 +57,16 @@ class TrainingOptions(BaseModel):
     weight_decay: float = _option(
         0.05, 'weight decay, except for norms and biases', 'optimization', resumable=False, ge=0)
     sched: Literal['cosine', 'plateau'] = _option(
-        'cosine', 'schedule; plateau multiplies the rates by 0.1 after 3 epochs without a better mAP', 'optimization',
-        resumable=False)
-    warmup_epochs: float = _option(1., 'epochs of linear warm-up', 'optimization', ge=0)
+        'cosine', 'schedule; plateau multiplies the rates by 0.1 in the fourth epoch without a better mAP',
+        'optimization', resumable=False)
+    warmup_epochs: float = _option(1., 'epochs of linear warm-up of the cosine schedule', 'optimization', ge=0)
     clip_grad: float = _option(0., 'maximum norm of the gradient, 0 for no limit', 'optimization', ge=0)
     ema_decay: float = _option(
         0., 'decay of the moving average of the weights, which is evaluated instead of them; 0 for none',
         'optimization', ge=0, le=1)
     freeze_bn: StrictBool = _option(
         False, 'freeze BatchNorm of the backbone, for small batches and few images', 'optimization')
-    seed: int = _option(0, 'seed of everything that is random', 'optimization', ge=0, le=2 ** 32 - 1)
+    seed: int = _option(0, 'random seed', 'optimization', ge=0, le=2 ** 32 - 1)
 
     loss: Literal[LOSSES] = _option('bce', 'loss', 'loss and augmentation')
     smoothing: float = _option(0., 'label smoothing', 'loss and augmentation', ge=0, le=0.99)
@@ -81,7 +81,7 @@ class TrainingOptions(BaseModel):
     mixed_precision: Optional[Literal['no', 'bf16', 'fp16']] = _option(
         None, "precision of the computation; default: that of accelerate's configuration, or no", 'execution')
     grad_accum_steps: int = _option(
-        1, 'parts that each process divides an update into, to save memory', 'execution', ge=1)
+        1, 'accumulation steps per update, to save memory', 'execution', ge=1)
     grad_checkpointing: StrictBool = _option(
         False, 'recompute activations instead of storing them, to save memory', 'execution')
     sync_bn: StrictBool = _option(False, 'compute BatchNorm over all GPUs', 'execution')
@@ -99,7 +99,7 @@ class TrainingOptions(BaseModel):
         0.05, 'largest share of unreadable images, though 10 are always allowed', 'evaluation and checkpoints',
         ge=0, le=1)
     non_finite: Literal['stop', 'skip'] = _option(
-        'stop', 'what to do if a loss is NaN or infinite: stop, or skip the update, at most 10 times in a row',
+        'stop', 'what to do if a loss is NaN or infinite: stop, or skip the update; the tenth in a row ends the run',
         'evaluation and checkpoints')
     report: StrictBool = _option(True, 'report on the best model at the end', 'evaluation and checkpoints')
     log_with: Literal['tensorboard', 'trackio', 'none'] = _option(
@@ -121,7 +121,7 @@ class TrainingOptions(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> 'TrainingOptions':
-        """Options from a file or a command line. None, and what is not given, stands for the default.
+        """Options from a file or a command line. Options that are None or missing have their default.
 
         Raises:
             InputError: Unknown or invalid options, with one line for each.

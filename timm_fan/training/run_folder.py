@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """A run on disk: it refuses, resumes and records, and keeps the models, the history and the checkpoints.
+    """A run on disk: claims the folder, resumes and records the run, and stores models, history and checkpoints.
 
     Reading one needs nothing but the path. To write it, call `claim`, `load_progress`, `open` and `begin` in this
     order, in every process.
@@ -88,7 +88,7 @@ class RunFolder:
         return read_json(self._record_file) if self._record_file.is_file() else None
 
     def read_history(self) -> List[Dict[str, str]]:
-        """One dict per epoch, with empty texts where an epoch was not evaluated."""
+        """One dict per epoch, with empty strings where an epoch was not evaluated."""
         if not self.history.is_file():
             return []
         with open(self.history, newline='', encoding='utf-8') as file:
@@ -105,7 +105,7 @@ class RunFolder:
         """Decide whether the run may use the folder, and whether it resumes an earlier one.
 
         Args:
-            accelerator: Its processes decide together.
+            accelerator: Accelerator whose processes decide together.
             resume: None starts a new run, 'always' resumes one, 'auto' resumes one if there is one.
 
         Raises:
@@ -126,7 +126,7 @@ class RunFolder:
         accelerator.wait_for_everyone()
 
     def load_progress(self, options: TrainingOptions, class_names: Sequence[str], num_images: int) -> None:
-        """Set `progress`: none for a new run, or else that of the checkpoint.
+        """Set `progress`: none for a new run, otherwise that of the checkpoint.
 
         Args:
             options: Options of the run.
@@ -161,7 +161,7 @@ class RunFolder:
 
         Args:
             options: Options of the run.
-            accelerator: Its main process writes.
+            accelerator: Accelerator whose main process writes.
             splits: 'train' and 'val' -> data set. Their unreadable images are listed in the folder.
 
         Raises:
@@ -251,8 +251,8 @@ class RunFolder:
         _logger.info('resumed %s after epoch %d and %d updates', self.path, len(progress.history), progress.updates)
         if progress.num_processes != num_processes:
             _logger.info(
-                'it ran on %d process(es) and continues with %d: the batches are the same, but BatchNorm, dropout and'
-                ' rounding see other parts of them, so that the weights differ slightly',
+                'it ran on %d process(es) and continues with %d: the batches are the same, but divided'
+                ' differently, so that BatchNorm, dropout and rounding change the weights slightly',
                 progress.num_processes, num_processes)
 
     def seconds(self) -> float:

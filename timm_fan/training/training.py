@@ -49,13 +49,13 @@ class Training:
         network: The model, on the CPU, and its preprocessing.
         train_set: Training images, for class names and label frequencies.
         options: Options of the run, resolved.
-        accelerator: Prepares model and optimizer.
+        accelerator: Accelerator that prepares model and optimizer.
 
     Attributes:
         model: The model as it is trained, perhaps wrapped by DDP.
         network: The same model, never wrapped.
         ema: Moving average of the weights, or None.
-        evaluated: The model to evaluate and save: the moving average, or else the network.
+        evaluated: The model to evaluate and save: the moving average, otherwise the network.
         criterion: Loss of (logits, targets).
         updates_per_epoch: Updates in an epoch, which has whole batches only.
         images_at_once: Images that each process computes at once.
@@ -100,8 +100,8 @@ class Training:
             return None
         if self.images_at_once % 2:
             raise InputError(
-                '`mixup` and `cutmix` require an even number of images at once, got'
-                f' {self.images_at_once} per process and part.')
+                '`mixup` and `cutmix` require an even number of images per process and'
+                f' accumulation step, got {self.images_at_once}.')
         return MultiLabelMixup(
             len(self.class_names), mixup_alpha=options.mixup, cutmix_alpha=options.cutmix, prob=options.mixup_prob)
 
@@ -207,7 +207,7 @@ class Training:
         """Save the model to a temporary folder in `folder`, to find out before it is trained whether that works.
 
         Raises:
-            InputError: It does not.
+            InputError: The model cannot be saved.
         """
         with tempfile.TemporaryDirectory(prefix='.try.', dir=folder) as temporary:
             self.save_models(Path(temporary) / 'model')

@@ -14,7 +14,7 @@ class Watch:
     """Checks the losses of each update before it is applied, and asks all processes whether one has to stop.
 
     Args:
-        accelerator: Its processes decide together.
+        accelerator: Accelerator whose processes decide together.
         stop: Request to end the run after the current update, of one process or several.
         policy: What to do about a loss that is not finite: 'stop' the run, or 'skip' the update.
         patience: Number of updates skipped in a row that ends the run all the same.
@@ -44,13 +44,14 @@ class Watch:
         """Called by every process when all parts of an update have been added.
 
         Args:
-            where: Step and learning rate, for the message.
+            where: Epoch, update and learning rate, for the message.
 
         Returns:
             Whether to apply the update, and whether to stop after it.
 
         Raises:
-            InputError: The run ends, in a process whose loss is not finite. The others exit with code 2.
+            InputError: The run ends because a loss of this process is not finite.
+            SystemExit: The run ends because of another process, with code 2.
         """
         flags = torch.zeros(2, device=self.accelerator.device)
         flags[1] = bool(self.stop)

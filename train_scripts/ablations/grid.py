@@ -30,7 +30,7 @@ def decisive(options: Options) -> Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a row, its options, and the values that it tries of the row's search, if it is part of one."""
+    """One training run: a row, its options, and the values that it tries of the row's search, if it is part of one."""
     row: str
     seed: int
     options: Options

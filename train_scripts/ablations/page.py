@@ -88,7 +88,7 @@ def _cells(row: Row, rows: Sequence[Row], grid: Grid, searched: Sequence[str]) -
     cells['energy in boxes'] = _spread([r['energy'] for r in row.records])
     cells['M parameters'] = f'{row.records[0]["parameters"] / 1e6:.2f}'
     cells['G multiply-adds'] = f'{row.multiply_adds / 1e9:.3f}'
-    cells['min'] = f'{statistics.fmean(r["seconds"] for r in row.records) / 60:.1f}'
+    cells['minutes'] = f'{statistics.fmean(r["seconds"] for r in row.records) / 60:.1f}'
     cells['seeds'] = str(len(row.records))
     return cells
 
@@ -102,7 +102,7 @@ def _plot_cost(rows: List[Row], file: Path) -> None:
             axis.errorbar(
                 row.multiply_adds / 1e9, statistics.fmean(values), spread, label=row.name, capsize=3,
                 color=f'C{i % 10}', fmt='os^'[i // 10])
-        axis.set(xlabel='multiply-adds of one image, in billions', ylabel='mAP in %', title='Accuracy over cost')
+        axis.set(xlabel='multiply-adds of one image, in billions', ylabel='mAP in %', title='Accuracy versus cost')
         axis.grid(alpha=0.3)
         figure.legend(loc='outside right center', fontsize='small')
 

@@ -15,7 +15,8 @@ from timm_fan.metrics import BinnedEvaluator, average_precision, bootstrap, eval
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add('--images', type=int, default=40504, metavar='N', help='(default: those of the validation set of COCO 2014)')
+    add('--images', type=int, default=40504, metavar='N',
+        help='number of images (default: %(default)s, as in COCO 2014 val)')
     add('--classes', type=int, default=80, metavar='N', help='(default: %(default)s)')
     add('--threads', type=int, default=1, metavar='N', help='(default: %(default)s)')
     add('--repeats', type=int, default=5, metavar='N', help='rounds (default: %(default)s)')

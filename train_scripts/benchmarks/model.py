@@ -139,11 +139,11 @@ def training_step(model: nn.Module, size: Tuple[int, ...], dtype: str, args: arg
     return Call(call, model.train)
 
 
-def peak_flops(dtype: str, device: str, side: int) -> float:
-    """Operations per second of a large matrix product, the best of ten: the peak of this machine."""
-    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+def peak_flops(dtype: str, device: str) -> float:
+    """Operations per second of a large matrix product, the best of ten: the peak of a GPU."""
+    a, b = (torch.randn(8192, 8192, device=device, dtype=DTYPES[dtype]) for _ in range(2))
     torch.mm(a, b)
-    return 2 * side ** 3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(10))
+    return 2 * 8192 ** 3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(10))
 
 
 def _resident(key: str) -> int:
@@ -253,12 +253,13 @@ def measure(args: argparse.Namespace) -> Dict[str, Any]:
         measure_memory(prepared, args)
     if args.profile:
         print_profiles(prepared, args)
-    side = 8192 if args.device.startswith('cuda') else 2048
+    # not on a CPU, whose convolutions may come from a faster library than its matrix products
+    peaks = {d: peak_flops(d, args.device) for d in args.dtypes} if args.device.startswith('cuda') else {}
     return dict(
         model=args.model, backbone=args.backbone, input_size=next(iter(prepared.values())).size,
         num_classes=args.num_classes, batch_size=args.batch_size, train_batch_size=args.train_batch_size,
-        repeats=args.repeats, threads=torch.get_num_threads(), device=args.device,
-        peak_flops={d: peak_flops(d, args.device, side) for d in args.dtypes}, **environment(args.device),
+        repeats=args.repeats, threads=torch.get_num_threads(), device=args.device, peak_flops=peaks,
+        **environment(args.device),
         rows=[p.result for p in prepared.values()])
 
 
@@ -267,18 +268,18 @@ def table(report: Dict[str, Any]) -> str:
     base = {(r['engine'], r['dtype']): r for r in report['rows'] if r['row'] == 'backbone'}
     size, classes = report['input_size'], report['num_classes']
     batch, train_batch = report['batch_size'], report['train_batch_size']
-    tf32 = report['device'].startswith('cuda') and 'fp32' in report['peak_flops']
+    peaks = report['peak_flops']
     lines = [
         f'`{report["model"]}`{" over " + report["backbone"] if report["backbone"] else ""}, {size[2]} px, {classes}'
         ' classes, channels_last: time and peak memory as ratios to the backbone alone with average pooling and a'
         f' linear layer, medians of {report["repeats"]} rounds in turn. {report["hardware"]}, {report["threads"]}'
         f' thread(s), torch {report["versions"]["torch"]}, timm {report["versions"]["timm"]}.'
-        + (' fp32 is TF32.' if tf32 else ''),
+        + (' fp32 is TF32.' if 'fp32' in peaks else ''),
         '',
         f'| | M parameters | G multiply-adds | ratio | latency, batch 1 | throughput, batch {batch} | training step,'
-        f' batch {train_batch} | images/s, inference | images/s, training | share of the peak | memory, inference |'
-        ' memory, training |',
-        '|---' * 12 + '|',
+        f' batch {train_batch} | images/s, inference | images/s, training |{" share of the peak |" if peaks else ""}'
+        ' memory, inference | memory, training |',
+        '|---' * (12 if peaks else 11) + '|',
     ]
     for r in report['rows']:
         b = base[r['engine'], r['dtype']]
@@ -288,8 +289,8 @@ def table(report: Dict[str, Any]) -> str:
         cells.append(f'{r["multiply_adds"] / b["multiply_adds"]:.2f}')
         cells += [f'{r[k] / b[k]:.2f}' if k in r else '' for k in ('latency', 'throughput', 'training')]
         cells += [f'{n / r[k]:.1f}' if k in r else '' for k, n in (('throughput', batch), ('training', train_batch))]
-        share = 2 * r['multiply_adds'] * batch / r['throughput'] / report['peak_flops'][r['dtype']]
-        cells.append(f'{100 * share:.0f}%')
+        if peaks:
+            cells.append(f'{200 * r["multiply_adds"] * batch / r["throughput"] / peaks[r["dtype"]]:.0f}%')
         cells += [f'{r[k] / b[k]:.2f}' if k in r else '' for k in ('memory_inference', 'memory_training')]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'

@@ -93,7 +93,7 @@ def test_bad_annotations_are_named(folder, change, words):
     (lambda c: c['images'][1].update(id=c['images'][0]['id']), "several of 'images' have the id 1"),
     (lambda c: c['categories'][1].update(id=c['categories'][0]['id']), "several of 'categories' have the id 3"),
     (lambda c: c['categories'][1].update(name=c['categories'][0]['name']), "several of 'categories' have the name"),
-    (lambda c: c['images'][1].update(id='one'), "'images' have numbers and texts as id"),
+    (lambda c: c['images'][1].update(id='one'), "'images' have both numbers and strings as id"),
 ])
 def test_merged_files_need_new_ids(coco_folder, tmp_path, change, words):
     root = shutil.copytree(coco_folder, tmp_path / 'coco')

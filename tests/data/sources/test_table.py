@@ -62,7 +62,7 @@ def test_three_broken_lines_of_ten_thousand_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize('text, options, words', [
-    ('image,labels\n', '', ['has no line']),
+    ('image,labels\n', '', ['has no rows']),
     ('picture,labels\n0.jpg,cat\n', '', ['column for the image', 'picture']),
     ('image,labels\n0.jpg,cat\n', '?labels=tags', ["'tags'", 'image, labels']),
     ('image,cat,dog\n0.jpg,1,2\n', '', ['line 2', "'2'", 'dog']),

@@ -25,7 +25,7 @@ class Request(NamedTuple):
     class_names: Optional[Sequence[str]]
 
     def names(self, classes: Optional[str]) -> Optional[Sequence[str]]:
-        """The class names of the request, or else those in the file `classes`."""
+        """The class names of the request, otherwise those in the file `classes`."""
         return self.class_names or (read_class_names(self.data_dir / classes) if classes else None)
 
     def path(self, where: str) -> str:

@@ -52,7 +52,7 @@ def _check_entries(file: Path, content: Any) -> None:
                 raise InputError(f"{file}: entry {number} of '{key}' has no {', '.join(missing)}.")
             for field in fields:
                 if not _CHECKS[field](entry[field]):
-                    raise InputError(f"{file}: entry {number} of '{key}' has {field} {entry[field]!r:.80}.")
+                    raise InputError(f"{file}: entry {number} of '{key}' has an invalid {field}: {entry[field]!r:.80}.")
 
 
 def _check_ids(file: Path, content: Dict[str, List[Dict[str, Any]]]) -> None:
@@ -64,7 +64,7 @@ def _check_ids(file: Path, content: Dict[str, List[Dict[str, Any]]]) -> None:
             raise InputError(
                 f"{file}: several of '{key}' have the {field} {repeated[0]!r}. Merged files need new ids and names.")
         if len({type(value) for value in counts}) > 1:
-            raise InputError(f"{file}: '{key}' have numbers and texts as {field}. Use one of the two.")
+            raise InputError(f"{file}: '{key}' have both numbers and strings as {field}. Use one of the two.")
     for field, key in (('category_id', 'categories'), ('image_id', 'images')):
         ids = {entry['id'] for entry in content[key]}
         for annotation in content['annotations']:
@@ -142,7 +142,7 @@ def write_coco(
         split: Name of the image folder, which must not exist yet.
         images: Images in order.
         categories: Entries with `id` and `name`, in class order.
-        first_id: Id of the first image. Ids of annotations follow 100 times it.
+        first_id: Id of the first image. Annotation ids start after 100 times this id.
         info: The `info` of the JSON file.
     """
     (folder / split).mkdir(parents=True)

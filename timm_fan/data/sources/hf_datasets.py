@@ -141,7 +141,7 @@ def read_hf_dataset(
         name: Name on the Hub, or a path: a folder of `save_to_disk`, of Parquet files, or of images and metadata.
         split: 'train' or 'val' (the first of validation, val, valid and test that exists), or the name of a split.
         data_dir: Folder that a path is relative to.
-        class_names: Names in class order, by default those of the column's ClassLabel, or else the labels that occur.
+        class_names: Names in class order, by default those of the column's ClassLabel, otherwise the labels that occur.
         config: Configuration of a data set that has several.
         image: Image column, by default the first one with images.
         labels: Column with a list of names or class indices, or with objects (dicts with a category), by default the

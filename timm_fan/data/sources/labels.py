@@ -27,7 +27,8 @@ def read_class_names(file: Union[str, Path]) -> List[str]:
     names = [line.strip() for line in read_lines(file) if line.strip()]
     repeated = sorted({n for n in names if names.count(n) > 1})
     if repeated or not names:
-        raise InputError(f'{file} ' + (f'contains twice: {", ".join(repeated)}.' if repeated else 'names no class.'))
+        wrong = f'lists more than once: {", ".join(repeated)}' if repeated else 'names no class'
+        raise InputError(f'{file} {wrong}.')
     return names
 
 
@@ -52,12 +53,12 @@ def index_labels(
 
     Args:
         source: File or data set, for messages.
-        rows: Labels are names, or integers that are class indices.
+        rows: Rows whose labels are names, or class indices as integers.
         class_names: Names in class order, by default those that occur, sorted.
         problems: Other problems of the source, to be reported together.
 
     Raises:
-        InputError: Names every row with an unknown class, or with one class in two meanings.
+        InputError: Rows have an unknown class, or one class with two meanings; all are listed.
     """
     problems = list(problems)
     if class_names is None:

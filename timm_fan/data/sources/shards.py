@@ -133,14 +133,14 @@ def read_shards(
     The JSON has `labels`, and optionally `absent` and `unknown`, as lists of names or class indices, and for objects
     `boxes` (x, y, width, height in pixels), `box_labels` (class indices) and `size` (width, height of the image), as
     `write_shards` writes them. .cls has class indices, .txt one name per line. Shards are scanned once at the start,
-    only headers and labels. Images are then read by position, so that an epoch is exact with any number of workers and
-    processes, and shuffled as a whole. Shards must be uncompressed and on a file system.
+    only headers and labels. Images are then read by position, so that an epoch is shuffled as a whole and repeats no
+    image, with any number of workers and processes. Shards must be uncompressed and on a file system.
 
     Args:
         pattern: Path with a range `{000..127}`, or with * or ?.
         class_names: Names in class order.
-        classes: File of class names, one per line, by default `classes.txt` next to the shards, or else the names that
-            occur.
+        classes: File of class names, one per line, by default `classes.txt` next to the shards, otherwise the names
+            that occur.
         unlisted: Meaning of labels that a sample does not list, 'absent' or 'unknown' (Open Images).
 
     Raises:
@@ -228,11 +228,12 @@ def write_shards(
 ) -> List[str]:
     """Write a split as shards `SPLIT-00000.tar`, ... of smaller images, which decode several times as fast.
 
-    Images are written upright. Those with rotated sides lose their boxes, which refer to the stored image.
+    Images are written upright. Those whose EXIF orientation swaps width and height lose their boxes, which refer to the
+    stored image.
 
     Args:
         dataset: The data set. Its transform is not used.
-        folder: Folder to write to, which also gets `classes.txt`.
+        folder: Existing folder to write to, which also gets `classes.txt`.
         split: Start of the names of the shards.
         short_side: Short side of the written images in pixels. Smaller images keep their size.
         quality: JPEG quality, or None for uncompressed PPM, 3 bytes per pixel, which takes hardly any time to decode.

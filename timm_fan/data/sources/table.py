@@ -88,7 +88,7 @@ def _read_rows(file: Path, problems: List[str]) -> List[Tuple[str, Dict[str, Any
 
 def _column(
         columns: Sequence[str], wanted: Optional[str], known: Sequence[str], file: Path, what: str) -> Optional[str]:
-    """The wanted column, or else the first known one that the table has."""
+    """The wanted column, otherwise the first known one that the table has."""
     if wanted is not None:
         if wanted not in columns:
             raise InputError(f"{file} has no column '{wanted}' ({what}=). It has: {', '.join(columns)}.")
@@ -161,7 +161,7 @@ def read_table(
     lines = _read_rows(file, problems)
     if not lines:
         raise_problems(str(file), problems)
-        raise InputError(f'{file} has no line.')
+        raise InputError(f'{file} has no rows.')
     # JSON objects may omit keys
     named = [row for _, row in lines] if file.suffix.lower() in JSON_LINES else [lines[0][1]]
     columns = list(dict.fromkeys(column for row in named for column in row))

@@ -27,8 +27,8 @@ def read_voc(
         data_dir: The folder `VOC2007` (or another year), or a folder that contains it, directly or in `VOCdevkit/`.
         year: For example 2007 or 2012.
         image_set: A list in `ImageSets/Main`: 'trainval', 'test', 'train' or 'val'.
-        difficult: Label of a class in an image where all its objects are marked difficult: 'ignore' for unknown, as the
-            evaluation of the devkit leaves such images out of the class, 'positive' or 'negative'.
+        difficult: Label of a class in an image where all its objects are marked difficult: 'positive', 'negative', or
+            'ignore' for unknown, because the evaluation of the devkit leaves such images out of the class.
             http://host.robots.ox.ac.uk/pascal/VOC/voc2007/devkit_doc_07-Jun-2007.pdf, Section 4.1.
 
     Raises:

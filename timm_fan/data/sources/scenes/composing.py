@@ -180,12 +180,12 @@ def write_scenes(
 ) -> Path:
     """Draw all images once, in the layout of COCO, and return their folder.
 
-    A complete folder is used as it is. An interrupted one is never mistaken for a complete one.
+    A complete folder is reused. An interrupted one is never mistaken for a complete one.
 
     Args:
-        data_dir: The folder `scenes_small_SEED` is created in it.
+        data_dir: Folder in which `scenes_small_SEED` is created.
         preset: Classes, size and number of images.
-        seed: Another seed gives other images.
+        seed: Seed of the images.
         progress: A progress bar like tqdm.
 
     Raises:

@@ -138,7 +138,7 @@ def draw_object(rng: np.random.Generator, name: str, scale: float, aspect: float
     """An object as an RGBA patch.
 
     Args:
-        rng: Decides on colour, size, light and rotation.
+        rng: Generator that decides on colour, size, light and rotation.
         name: Class of the object.
         scale: Typical area of its box as a share of the scene.
         aspect: Width over height of its box.
