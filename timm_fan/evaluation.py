@@ -1,7 +1,7 @@
 """Evaluation of a model on a data set, for training and programs alike."""
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -11,6 +11,7 @@ from timm.data import resolve_model_data_config
 from torch.utils.data import DataLoader
 
 from .data import EvalTransform, MultiLabelDataset, Normalize, create_dataset
+from .data.statistics import class_scales, largest_areas
 from .errors import InputError
 from .metrics.binned import BinnedEvaluator, BinnedScores
 from .metrics.bootstrap import Interval, bootstrap
@@ -85,34 +86,6 @@ def _gathered(
         yield logits, targets
 
 
-def predict_logits(
-        model: nn.Module,
-        loader: DataLoader,
-        accelerator: Accelerator,
-        description: str = 'evaluate',
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Run a model on all images of a loader.
-
-    Args:
-        model: Not wrapped for DDP, on the device of the accelerator. It is left in evaluation mode.
-        loader: Gives (images, targets), prepared by the accelerator, not shuffled. uint8 images are normalized for the
-            model.
-        accelerator: Accelerator that gathers batches and drops the samples that pad the last one.
-        description: Text of the progress bar.
-
-    Returns:
-        float32 logits and targets (N, num_classes) on the CPU, N = len(loader.dataset), in the order of the data set,
-        the same in every process.
-
-    Raises:
-        InputError: A logit is NaN.
-    """
-    batches = [(logits.cpu(), targets.cpu()) for logits, targets in _gathered(model, loader, accelerator, description)]
-    logits, targets = (torch.cat(parts) for parts in zip(*batches))
-    assert len(logits) == len(loader.dataset)
-    return logits, targets
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Results of a model on a data set.
@@ -149,20 +122,14 @@ class Evaluation:
 
     def groups(self) -> GroupScores:
         """Scores of the rarest classes, of the smallest classes, and by the size of objects."""
-        return score_groups(self.scores, self.logits, self.targets, self.dataset, self.threshold)
+        return score_groups(
+            self.scores, self.logits, self.targets, self.threshold, class_scales(self.dataset),
+            largest_areas(self.dataset))
 
-    def to_dict(
-            self,
-            intervals: Optional[Dict[str, Interval]] = None,
-            groups: Optional[GroupScores] = None,
-    ) -> Dict[str, Any]:
+    def to_dict(self, intervals: Dict[str, Interval], groups: GroupScores) -> Dict[str, Any]:
         """Scores, intervals and groups for JSON."""
-        content = self.scores.to_dict()
-        if intervals:
-            content['intervals'] = {name: asdict(interval) for name, interval in intervals.items()}
-        if groups is not None:
-            content['groups'] = asdict(groups)
-        return content
+        intervals = {name: asdict(interval) for name, interval in intervals.items()}
+        return {**asdict(self.scores), 'intervals': intervals, 'groups': asdict(groups)}
 
 
 def evaluate(
@@ -176,14 +143,20 @@ def evaluate(
     """Evaluate a model on all images of a loader, the same in every process.
 
     Args:
-        model, loader, accelerator, description: As for `predict_logits`.
+        model: Model on the device of the accelerator, not wrapped for DDP. It is left in evaluation mode.
+        loader: Loader of (images, targets), prepared by the accelerator, not shuffled. uint8 images are normalized for
+            the model.
+        accelerator: Accelerator that gathers batches and drops the samples that pad the last one.
         threshold: Probability above which a label is predicted, one for all classes or one per class.
         top3_above_threshold: Protocol of the Top-3 scores, see `timm_fan.metrics.evaluate_logits`.
+        description: Text of the progress bar.
 
     Raises:
         InputError: A logit is NaN, or no label is known.
     """
-    logits, targets = predict_logits(model, loader, accelerator, description)
+    batches = [(logits.cpu(), targets.cpu()) for logits, targets in _gathered(model, loader, accelerator, description)]
+    logits, targets = (torch.cat(parts) for parts in zip(*batches))
+    assert len(logits) == len(loader.dataset)
     return Evaluation.of(loader.dataset, logits, targets, threshold, top3_above_threshold)
 
 
@@ -195,11 +168,9 @@ def evaluate_binned(
         top3_above_threshold: bool = True,
 ) -> BinnedScores:
     """`evaluate` in constant memory for any number of images, with bounds for mAP. Raises as `evaluate` does."""
-    evaluator = None
+    evaluator = BinnedEvaluator(
+        len(loader.dataset.class_names), threshold=threshold, top3_above_threshold=top3_above_threshold)
     for logits, targets in _gathered(model, loader, accelerator, 'evaluate'):
-        if evaluator is None:
-            evaluator = BinnedEvaluator(
-                logits.shape[1], threshold=threshold, top3_above_threshold=top3_above_threshold)
         evaluator.update(logits, targets)
     scores = evaluator.compute()
     if not scores.num_images:

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--topk', type=int, default=3, help='number of the most likely labels, by the first model (default: 3)')
     add('--maps', default='activation', choices=MAPS,
         help='activation: Grad-CAM of the fused features; attention: what the CLN attends to for them'
-        ' (default: activation, which --beside always uses)')
+        ' (default: activation; always for the model of --beside)')
     add_data_arguments(parser, default=None, split=True)
     add('--num-images', type=int, default=8, help='pictures of the data set (default: %(default)s)')
     add('--output', type=Path, default=Path('maps'), help='folder of the pictures (default: %(default)s)')

@@ -30,24 +30,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def images_report(datasets: Dict[str, MultiLabelDataset]) -> Dict[str, Any]:
     """Unreadable images and duplicates, within and between the splits."""
-    scans = {split: scan_images(dataset) for split, dataset in datasets.items()}
-    report: Dict[str, Any] = dict(
-        unreadable={split: scan.unreadable for split, scan in scans.items()},
-        duplicates={
-            split: [[datasets[split].images.name(i) for i in group] for group in scan.hashes.values() if len(group) > 1]
-            for split, scan in scans.items()})
-    train, val = scans['train'].hashes, scans['val'].hashes
-    report['overlap'] = [
-        [datasets['train'].images.name(train[h][0]), datasets['val'].images.name(val[h][0])]
-        for h in sorted(train.keys() & val.keys())]
-    return report
+    groups, unreadable = {}, {}
+    for split, dataset in datasets.items():
+        groups[split], unreadable[split] = scan_images(dataset)
+    train, val = groups['train'], groups['val']
+    return dict(
+        unreadable=unreadable,
+        duplicates={split: [names for names in found.values() if len(names) > 1] for split, found in groups.items()},
+        overlap=[[train[h][0], val[h][0]] for h in sorted(train.keys() & val.keys())])
 
 
 def print_statistics(split: str, statistics: DatasetStatistics) -> None:
     total = sum(n * k for n, k in enumerate(statistics.labels_per_image))
     print(f'{split}: {statistics.num_images} images, {len(statistics.class_names)} classes,'
-          f' {total / statistics.num_images:.2f} labels per image, {statistics.num_empty} images without a label,'
-          f' {sum(statistics.unknown)} unknown labels, {statistics.num_boxes} boxes')
+          f' {total / statistics.num_images:.2f} labels per image,'
+          f' {statistics.labels_per_image[0]} images without a label, {sum(statistics.unknown)} unknown labels,'
+          f' {statistics.num_boxes} boxes')
     without = [n for n, k in zip(statistics.class_names, statistics.present) if not k]
     if without:
         print(f'{split}: no image of {len(without)} classes: {", ".join(without[:20])}')

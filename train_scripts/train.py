@@ -158,7 +158,7 @@ def main(args: argparse.Namespace) -> None:
 
     atexit.register(kill_workers)
     with StopRequest() as stop:
-        watch = Watch(accelerator, stop, options.non_finite, name=train_set.images.name)
+        watch = Watch(accelerator, stop, options.non_finite, train_set.images.name)
         for epoch in run.remaining_epochs(options.epochs):
             with memory_errors(training.images_at_once):
                 loss = train_one_epoch(epoch, training, train_loader, run, watch)

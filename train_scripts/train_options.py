@@ -75,10 +75,8 @@ def _read_options(file: Path, args: argparse.Namespace) -> TrainingOptions:
     given = {name: value for name, value in vars(args).items() if name in TrainingOptions.model_fields}
     if 'model_kwargs' in given:
         given['model_kwargs'] = dict(map(_parse_pair, given['model_kwargs']))
-    if 'model' in given:
-        values = {k: v for k, v in values.items() if k not in ('backbone', 'backbone_weights', 'model_kwargs')}
-    elif 'backbone' in given:
-        values = {**values, 'model': 'fan', 'model_kwargs': None}
+    if 'model' in given or 'backbone' in given:
+        values.update(model='fan', backbone=None, backbone_weights=None, model_kwargs=None)
     return TrainingOptions.parse(merge_options(values, given))
 
 

@@ -65,6 +65,8 @@ def check_arguments(args: argparse.Namespace) -> None:
                 raise InputError(f'`{option}` excludes `{other}`.')
     if args.batch_size < 1 or args.workers < 0 or args.bootstrap < 0:
         raise InputError('`batch_size` must be at least 1, `workers` and `bootstrap` at least 0.')
+    if args.compare and not args.bootstrap:
+        raise InputError('`compare` requires resamples: `bootstrap` must be at least 1.')
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f'`threshold` must be between 0 and 1, got {args.threshold}.')
     if args.choose_thresholds:
@@ -93,7 +95,7 @@ def compare_models(args: argparse.Namespace, accelerator: Accelerator) -> None:
     if not torch.equal(first.targets, second.targets):
         raise InputError('The models have different orders of the classes, or an image could only be read once.')
     found = compare(
-        first.logits, second.logits, first.targets, first.threshold, second.threshold, args.bootstrap or 1000)
+        first.logits, second.logits, first.targets, first.threshold, second.threshold, args.bootstrap)
     if accelerator.is_main_process:
         print(json.dumps({k: asdict(v) for k, v in found.items()}, indent=2) if args.json
               else format_comparison(*args.compare, found, len(first.logits)))
@@ -110,7 +112,7 @@ def report_on_model(args: argparse.Namespace, accelerator: Accelerator) -> None:
         save_thresholds(args.model, threshold, args.choose_thresholds)
     intervals, groups = evaluation.intervals(args.bootstrap), evaluation.groups()
     if args.json:
-        print(json.dumps({'intervals': {}, **evaluation.to_dict(intervals, groups)}, indent=2))
+        print(json.dumps(evaluation.to_dict(intervals, groups), indent=2))
     else:
         print(format_scores(evaluation.scores, intervals, groups))
     if args.report:

@@ -15,8 +15,8 @@ from timm_fan.layers import (
     FeatureTransformBlock,
     GridPooling,
     halve,
-    num_halvings,
 )
+from timm_fan.layers.feature_refinement import halvings_to_last
 
 
 def feature_info(channels, reductions):
@@ -84,8 +84,8 @@ def test_halve_averages_only_pixels_inside_the_map():
 
 
 @pytest.mark.parametrize('reduction, target, expected', [(8, 32, 2), (16, 32, 1), (32, 32, 0), (4, 32, 3), (16, 14, 0)])
-def test_num_halvings(reduction, target, expected):
-    assert num_halvings(reduction, target) == expected
+def test_halvings_to_last(reduction, target, expected):
+    assert halvings_to_last([reduction, target]) == ([expected, 0], [reduction * 2 ** expected == target, True])
 
 
 @pytest.mark.parametrize('sizes', [

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_unlabelled_images_change_no_score():
         torch.cat([logits, torch.full((3, 4), 9.)]), torch.cat([targets, torch.full((3, 4), -1.)]))
     assert (more.mAP, more.all, more.top3) == (scores.mAP, scores.all, scores.top3)
     assert (more.num_images, more.num_unlabelled) == (20, 3)
-    assert 'NaN' not in json.dumps(more.to_dict())
+    assert 'NaN' not in json.dumps(asdict(more))
 
 
 def test_threshold_moves_the_decision():

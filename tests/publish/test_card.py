@@ -36,7 +36,7 @@ def test_card_of_a_run(server, run_folder):
     text = card.text
     run = json.loads((run_folder / 'run.json').read_text())
     versions = f'torch {run["versions"]["torch"]}'
-    for part in (run['hardware'], versions, 'a part of its 40504', f'| {found["mAP"]:.2f} |'):
+    for part in (run['hardware'], versions, 'only part of its 40504 images', f'| {found["mAP"]:.2f} |'):
         assert part in text, part
     assert str(run_folder) not in text
 

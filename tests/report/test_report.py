@@ -22,5 +22,5 @@ def test_report_is_one_page_with_everything(evaluation, tmp_path):
 
 
 def test_scores_of_the_paper_are_only_shown_for_its_data(evaluation, tmp_path):
-    write_report(tmp_path / 'plain', evaluation, ReportInfo())
+    write_report(tmp_path / 'plain', evaluation, ReportInfo(), {}, evaluation.groups())
     assert 'paper:' not in (tmp_path / 'plain' / 'report.html').read_text()

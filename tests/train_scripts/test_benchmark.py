@@ -79,4 +79,4 @@ def test_backbones(monkeypatch, capsys, tmp_path):
     page = table.read_text()
     assert f'timm {timm.__version__}' in page and capsys.readouterr().out.startswith('# FAN over timm backbones')
     assert '| resnet | `test_resnet` | 0.4 | 8 16 32 | 48 192 96 |  | any | 1 of 1 | 1 |' in page
-    assert f'of {len(results.read_text().splitlines())} tried models' in page
+    assert f'of the {len(results.read_text().splitlines())} models that were tried' in page

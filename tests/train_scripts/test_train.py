@@ -208,6 +208,22 @@ def test_the_config_of_a_run_repeats_it(monkeypatch, coco_folder, tmp_path):
     assert records[0]['data'] == records[1]['data'] and records[0]['seed'] == 0
 
 
+def test_another_backbone_leaves_the_weights_of_the_first(monkeypatch, tmp_path):
+    """The file names a backbone with its weights; `--backbone` replaces both."""
+    train, config = load_program(monkeypatch, 'train'), tmp_path / 'own.yaml'
+    config.write_text('{backbone: test_resnet, backbone_weights: old.safetensors, model_kwargs: {frn: false}, lr: 0.1}')
+
+    def read(*args):
+        options, *_ = train.read_arguments(train.build_parser().parse_args(['--config', str(config), *args]))
+        return options.model, options.backbone, options.backbone_weights, options.model_kwargs, options.lr
+
+    new = ['--backbone', 'test_vit']
+    assert read() == ('fan', 'test_resnet', 'old.safetensors', dict(frn=False), 0.1)
+    assert read(*new) == ('fan', 'test_vit', None, {}, 0.1)
+    assert read(*new, '--backbone-weights', 'new.safetensors') == ('fan', 'test_vit', 'new.safetensors', {}, 0.1)
+    assert read('--model', 'test_vit') == ('test_vit', None, None, {}, 0.1)
+
+
 def test_model_folder_needs_nothing_else(run_folder, coco_folder, tmp_path):
     folder = shutil.copytree(run_folder / 'best', tmp_path / 'moved')
     model = timm.create_model(f'local-dir:{folder}', pretrained=True)

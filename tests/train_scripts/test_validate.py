@@ -109,7 +109,7 @@ def test_class_names_of_digits_are_names_too(monkeypatch, capsys, run_folder, co
 def test_another_number_of_classes_is_refused(monkeypatch, capsys, run_folder, tmp_path):
     data = write_small_coco(tmp_path / 'coco', 4, 4, num_classes=4)
     assert run_here(monkeypatch, 'validate', run_folder, '--data', 'coco2014', '--data-dir', data) == 2
-    assert 'The model has 6 classes, the data 4' in capsys.readouterr().err
+    assert 'The model has 6 classes, but the data has 4' in capsys.readouterr().err
 
 
 def test_comparison_of_two_models(monkeypatch, capsys, run_folder, coco_folder):

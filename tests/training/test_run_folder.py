@@ -47,6 +47,20 @@ def test_finished_run_is_not_overwritten(monkeypatch, capsys, run_folder, coco_f
     assert (run_folder / 'history.csv').read_bytes() == before
 
 
+def test_a_model_without_checkpoints_is_not_overwritten(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    """Unless the run is to be resumed: it may have been killed before its first checkpoint."""
+    run = shutil.copytree(run_folder, tmp_path / 'run')
+    RunFolder(run).delete_checkpoints()
+    options = [*TINY, '--epochs', '1', '--no-report', '--data-dir', coco_folder, '--output', run]
+    before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+    assert run_here(monkeypatch, 'train', *options) == 2
+    assert capsys.readouterr().err == (
+        f'error: {run} already contains a trained model. Choose another --output, or delete the folder.\n')
+    assert {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()} == before
+    assert run_here(monkeypatch, 'train', *options, '--resume') == 0
+    assert len(history(run)) == 1
+
+
 def test_a_file_in_the_way(monkeypatch, capsys, coco_folder, tmp_path):
     (tmp_path / 'run').write_text('mine')
     assert run_here(monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'run') == 2

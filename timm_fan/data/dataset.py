@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.files import printable
 
-from .images import UNREADABLE, decode
+from .images import UNREADABLE, load_image
 from .packed import UNKNOWN, Boxes, PackedStrings, Sample, SparseLabels
 
 _logger = logging.getLogger(__name__)
@@ -90,12 +90,6 @@ class MultiLabelDataset(Dataset):
     An image that cannot be decoded does not end a run. It is replaced by a grey image with unknown labels, which is
     ignored by losses and metrics.
 
-    Args:
-        images: Where the images come from.
-        labels: Their labels.
-        class_names: Names in class order.
-        boxes: Objects, if the source has them.
-
     Attributes:
         transform: From PIL image to tensor, by default none.
         on_unreadable: Called with the name of an image that cannot be read and the error, once per process and image.
@@ -120,23 +114,12 @@ class MultiLabelDataset(Dataset):
         self.class_names = list(class_names)
         self.transform: Optional[Callable] = None
         self.on_unreadable: Callable[[str, Exception], None] = warn_unreadable
-        self._unreadable: set = set()
+        self._unreadable = set()
 
     @classmethod
     def from_samples(
-            cls,
-            root: Union[str, Path],
-            samples: Sequence[Sample],
-            class_names: Sequence[str],
-            default: float = 0.,
-    ) -> 'MultiLabelDataset':
-        """A data set of image files below `root`.
-
-        Args:
-            root: Folder of the data set.
-            samples: Files and labels.
-            class_names: Names in class order.
-            default: Target of labels that a sample does not list, 0 or -1.
+            cls, root: Union[str, Path], samples: Sequence[Sample], class_names: Sequence[str]) -> 'MultiLabelDataset':
+        """A data set of image files below `root`, where labels that a sample does not list are absent.
 
         Raises:
             InputError: There are no samples, or image files are missing.
@@ -149,7 +132,7 @@ class MultiLabelDataset(Dataset):
             raise InputError(
                 f'{len(missing)} of {len(samples)} images are missing in {root}, the first:'
                 f' {printable(samples[missing[0]].file)}. Check `data_dir`, or complete the download.')
-        labels = SparseLabels(((s.labels, s.absent, s.unknown) for s in samples), len(class_names), default)
+        labels = SparseLabels(((s.labels, (), s.unknown) for s in samples), len(class_names))
         boxes = Boxes(samples) if any(len(s.boxes) for s in samples) else None
         return cls(files, labels, class_names, boxes)
 
@@ -174,7 +157,7 @@ class MultiLabelDataset(Dataset):
 
     def load(self, index: int) -> Image.Image:
         """One image as RGB. Raises one of `UNREADABLE` if it cannot be decoded."""
-        return decode(self.images.read(index))
+        return load_image(self.images.read(index))
 
     def __getitem__(self, index: int) -> Tuple[torch.Tensor, torch.Tensor]:
         target = self.target(index)

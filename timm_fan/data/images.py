@@ -2,7 +2,7 @@
 import io
 import warnings
 from pathlib import Path
-from typing import BinaryIO, List, Sequence, Tuple, Union
+from typing import List, Sequence, Union
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,10 +14,10 @@ from timm_fan.files import printable
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-def load_image(source: Union[str, Path, BinaryIO]) -> Image.Image:
-    """Decode an image, or the first frame of an animation, to RGB, rotated by its EXIF orientation.
+def load_image(source: Union[str, Path, bytes]) -> Image.Image:
+    """Decode a file or its content, of an animation the first frame, to RGB, rotated by its EXIF orientation.
 
-    Greyscale of more than 8 bits is scaled down. Transparent pixels become white.
+    Greyscale of more than 8 bits is scaled down. Transparent pixels become white, as most programs show them.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: Pillow cannot decode it (OSError also for a
@@ -25,23 +25,22 @@ def load_image(source: Union[str, Path, BinaryIO]) -> Image.Image:
             would blow up.
     """
     try:
-        with Image.open(source) as image:
-            _refuse_line(image.size)
+        with (
+            warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning),
+            Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image,
+        ):
+            if max(image.size) > 100 * min(image.size):
+                raise ValueError(f'{image.width} x {image.height} pixels: one side is more than 100 times the other')
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            image = _on_white(_to_8_bits(image))
+            image = _to_8_bits(image)
+            if image.has_transparency_data:  # mostly black underneath
+                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
             return image if image.mode == 'RGB' else image.convert('RGB')  # convert() always copies
     except UNREADABLE:
         raise
     except Exception as error:  # Pillow's plugins raise anything for damaged files
         raise OSError(f'{type(error).__name__}: {error}') from error
-
-
-def decode(content: bytes) -> Image.Image:
-    """`load_image` for the content of a file, without a warning for large images."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-        return load_image(io.BytesIO(content))
 
 
 def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:
@@ -51,7 +50,7 @@ def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:
         InputError: A path does not exist, or a folder contains no image.
     """
     extensions = Image.registered_extensions()
-    files: List[Path] = []
+    files = []
     for path in map(Path, paths):
         if path.is_dir():
             found = sorted(p for p in path.rglob('*') if p.suffix.lower() in extensions)
@@ -63,18 +62,6 @@ def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:
         else:
             raise InputError(f'No image file or folder {printable(path)}.')
     return files
-
-
-def _refuse_line(size: Tuple[int, int]) -> None:
-    if max(size) > 100 * min(size):
-        raise ValueError(f'{size[0]} x {size[1]} pixels: one side is more than 100 times the other')
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """The image on a white background, as most programs show it. Transparent pixels are mostly black underneath."""
-    if not image.has_transparency_data:
-        return image
-    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -18,7 +18,6 @@ class Sample(NamedTuple):
         boxes: Objects as (x, y, width, height) in pixels of the stored image, (n, 4).
         box_labels: Class index of each box, (n,).
         unknown: Class indices whose presence is unknown.
-        absent: Class indices verified as absent, for sources whose unlisted labels are unknown.
         size: Width and height of the stored image in pixels, if the source provides them.
     """
     file: str
@@ -26,7 +25,6 @@ class Sample(NamedTuple):
     boxes: Any = ()
     box_labels: Any = ()
     unknown: Sequence[int] = ()
-    absent: Sequence[int] = ()
     size: Optional[Tuple[int, int]] = None
 
 

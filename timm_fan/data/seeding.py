@@ -36,11 +36,7 @@ def _seeded(seed: int) -> Iterator[None]:
 class SeededSamples(Dataset):
     """A data set whose augmentations depend on seed, epoch and index, not on the images read before.
 
-    An item is that of the data set, followed by its index.
-
-    Args:
-        dataset: Data set whose items are tuples.
-        seed: Seed of the augmentations.
+    An item is that of the data set, a tuple, followed by its index.
     """
 
     def __init__(self, dataset: Dataset, seed: int):

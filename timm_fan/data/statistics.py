@@ -2,13 +2,13 @@
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
 
 from .dataset import MultiLabelDataset
-from .images import UNREADABLE, decode
+from .images import UNREADABLE, load_image
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,9 @@ class DatasetStatistics:
         class_names: Names in class order.
         present, absent, unknown: Number of images for each class.
         labels_per_image: Number of images with 0, 1, 2, ... present labels.
-        num_empty: Images without a present label.
         num_boxes: Objects, 0 if the source has none.
         scales: Mean share of the image that an object of each class covers, in 0..1, None for a class without boxes;
-            None if the source has no boxes or sizes.
+            None if the source has no boxes, or lacks the size of an image with boxes.
     """
     num_images: int
     class_names: List[str]
@@ -31,7 +30,6 @@ class DatasetStatistics:
     absent: List[int]
     unknown: List[int]
     labels_per_image: List[int]
-    num_empty: int
     num_boxes: int
     scales: Optional[List[Optional[float]]]
 
@@ -39,28 +37,45 @@ class DatasetStatistics:
 def describe(dataset: MultiLabelDataset) -> DatasetStatistics:
     """Count labels and objects, from the annotations alone."""
     labels = dataset.labels
-    starts = np.concatenate([[0], labels.ends[:-1]])
-    per_image = np.concatenate([[0], np.cumsum(labels.values == 1)])
-    per_image = per_image[labels.ends] - per_image[starts]
+    before = np.concatenate([[0], np.cumsum(labels.values == 1)])
+    per_image = np.diff(before[labels.ends], prepend=0)
     present, absent, unknown = labels.counts().tolist()
-    histogram = np.bincount(per_image)
     scales = class_scales(dataset)
     return DatasetStatistics(
         num_images=len(dataset), class_names=dataset.class_names, present=present, absent=absent, unknown=unknown,
-        labels_per_image=histogram.tolist(), num_empty=int(histogram[0]),
+        labels_per_image=np.bincount(per_image).tolist(),
         num_boxes=len(dataset.boxes.labels) if dataset.boxes is not None else 0,
         scales=None if scales is None else [None if np.isnan(s) else float(s) for s in scales])
 
 
 def class_scales(dataset: MultiLabelDataset) -> Optional[np.ndarray]:
-    """Mean share of the image that a box of each class covers, (num_classes,) in 0..1, NaN without boxes."""
+    """Mean share of the image that a box of each class covers, (num_classes,) in 0..1, NaN for a class without boxes.
+
+    None if the data set has no boxes, or lacks the size of an image with boxes.
+    """
     boxes = dataset.boxes
-    if boxes is None or not boxes.sizes.all():
+    if boxes is None:
         return None
-    shares = boxes.boxes[:, 2] * boxes.boxes[:, 3] / boxes.sizes[boxes.images()].prod(axis=1)
+    areas = boxes.sizes[boxes.images()].prod(axis=1)
+    if not areas.all():
+        return None
+    shares = boxes.boxes[:, 2] * boxes.boxes[:, 3] / areas
     sums = np.bincount(boxes.labels, weights=shares, minlength=len(dataset.class_names))
     counts = np.bincount(boxes.labels, minlength=len(dataset.class_names))
     return np.divide(sums, counts, out=np.full(len(counts), np.nan), where=counts > 0)
+
+
+def largest_areas(dataset: MultiLabelDataset) -> Optional[np.ndarray]:
+    """Area of the largest box of each class in pixels of the image, float32 (N, num_classes), 0 without one.
+
+    None if the data set has no boxes.
+    """
+    boxes = dataset.boxes
+    if boxes is None:
+        return None
+    largest = np.zeros((len(dataset), len(dataset.class_names)), dtype=np.float32)
+    np.maximum.at(largest, (boxes.images(), boxes.labels), boxes.boxes[:, 2] * boxes.boxes[:, 3])
+    return largest
 
 
 def co_occurrence(dataset: MultiLabelDataset) -> torch.Tensor:
@@ -86,23 +101,20 @@ def correlated_classes(dataset: MultiLabelDataset) -> List[str]:
     return [dataset.class_names[i] for i in largest.argsort(descending=True, stable=True).tolist()]
 
 
-class ImageScan(NamedTuple):
-    """Attributes:
-        hashes: Images by the hash of their encoded content. A list of more than one contains duplicates.
-        unreadable: Name -> reason for each image that cannot be decoded.
+def scan_images(dataset: MultiLabelDataset) -> Tuple[Dict[str, List[str]], Dict[str, str]]:
+    """Find duplicates and unreadable images. Reads and decodes every image.
+
+    Returns:
+        Hash of the encoded content -> names of the images that have it, and name -> reason for each image that cannot
+        be decoded.
     """
-    hashes: Dict[str, List[int]]
-    unreadable: Dict[str, str]
-
-
-def scan_images(dataset: MultiLabelDataset) -> ImageScan:
-    """Find duplicates and unreadable images. Reads and decodes every image."""
-    hashes, unreadable = defaultdict(list), {}
+    names, unreadable = defaultdict(list), {}
     for i in range(len(dataset)):
+        name = dataset.images.name(i)
         try:
             content = dataset.images.read(i)
-            hashes[hashlib.blake2b(content, digest_size=16).hexdigest()].append(i)
-            decode(content)
+            names[hashlib.blake2b(content, digest_size=16).hexdigest()].append(name)
+            load_image(content)
         except UNREADABLE as error:
-            unreadable[dataset.images.name(i)] = f'{type(error).__name__}: {error}'
-    return ImageScan(dict(hashes), unreadable)
+            unreadable[name] = f'{type(error).__name__}: {error}'
+    return names, unreadable

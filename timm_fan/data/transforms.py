@@ -167,7 +167,6 @@ class Normalize(nn.Module):
 
     Args:
         mean, std: In 0..1, one value per channel.
-        device: Device of the images.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device=None):

@@ -8,8 +8,6 @@ from .feature_refinement import (
     GridPooling,
     fit_grid,
     halve,
-    halvings_to_last,
-    num_halvings,
 )
 from .head import HEADS, MapHead, create_head
 from .ml_decoder import MLDecoder

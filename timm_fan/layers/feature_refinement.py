@@ -14,14 +14,9 @@ import torch.nn.functional as F
 from timm_fan.errors import InputError
 
 
-def num_halvings(reduction: int, target: int) -> int:
-    """Number of 2x2 poolings from stride `reduction` to stride `target`, without exceeding it."""
-    return max(0, math.floor(math.log2(target / reduction)))
-
-
 def halvings_to_last(reductions: Sequence[int]) -> Tuple[List[int], List[bool]]:
-    """For maps of these strides, the 2x2 poolings to the grid of the last one, and whether they end exactly on it."""
-    halvings = [num_halvings(r, reductions[-1]) for r in reductions]
+    """For maps of these strides, the 2x2 poolings that do not exceed the last stride, and whether they end on it."""
+    halvings = [max(0, math.floor(math.log2(reductions[-1] / r))) for r in reductions]
     return halvings, [r * 2 ** n == reductions[-1] for r, n in zip(reductions, halvings)]
 
 

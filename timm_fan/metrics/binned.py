@@ -4,7 +4,7 @@ from typing import NamedTuple, Sequence, Tuple, Union
 import torch
 
 from .average_precision import check_results
-from .scores import PrecisionRecall, precision_recall_of_counts, predict_labels, topk_mask
+from .scores import PrecisionRecall, count_labels, precision_recall_of_counts, predict_labels, topk_mask
 
 
 class BinnedScores(NamedTuple):
@@ -48,8 +48,8 @@ class BinnedEvaluator:
         self.num_bins, self.limits = num_bins + 2, limits
         self.threshold, self.top3_above_threshold = threshold, top3_above_threshold
         self.histograms = torch.zeros(2, num_classes, self.num_bins, dtype=torch.int64)  # absent, present
-        # predictions and true positives of All, of Top-3, and positives
-        self.counts = torch.zeros(5, num_classes, dtype=torch.int64)
+        # of All and of Top-3: true positives, predictions, positives
+        self.counts = torch.zeros(2, 3, num_classes, dtype=torch.float64)
         self.num_images = torch.zeros((), dtype=torch.int64)
 
     def update(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
@@ -71,9 +71,7 @@ class BinnedEvaluator:
         highest = topk_mask(logits, 3)
         highest = highest & passed if self.top3_above_threshold else highest
         for i, predicted in enumerate((passed, highest)):
-            self.counts[2 * i] += (predicted & known).sum(0)
-            self.counts[2 * i + 1] += (predicted & present).sum(0)
-        self.counts[4] += present.sum(0)
+            self.counts[i] += torch.stack(count_labels(predicted, targets))
         self.num_images += known.any(dim=1).sum()
 
     def compute(self) -> BinnedScores:
@@ -81,18 +79,13 @@ class BinnedEvaluator:
         # a few classes at a time, because of the size of temporary arrays
         parts = [self._bounds(*part) for part in zip(*(h.split(50) for h in self.histograms))]
         tied, low, high = (torch.cat(values) for values in zip(*parts))
-        rated = self.counts[4] > 0
+        rated = self.counts[0, 2] > 0
         means = [float(v[rated].mean()) if rated.any() else 0. for v in (tied, low, high)]
-        counts = self.counts.double()
-        return BinnedScores(
-            *means, tied, low, high,
-            all=precision_recall_of_counts(counts[1], counts[0], counts[4]),
-            top3=precision_recall_of_counts(counts[3], counts[2], counts[4]),
-            num_images=int(self.num_images),
-        )
+        precision_recall = [precision_recall_of_counts(*counts) for counts in self.counts]
+        return BinnedScores(*means, tied, low, high, *precision_recall, int(self.num_images))
 
-    @classmethod
-    def _bounds(cls, absent: torch.Tensor, present: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    @staticmethod
+    def _bounds(absent: torch.Tensor, present: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """AP with the bins as ties, its lower and its upper bound, each (C,), from histograms (C, bins)"""
         negatives, positives = absent.flip(1).double(), present.flip(1).double()
         total = positives.sum(1)
@@ -103,10 +96,7 @@ class BinnedEvaluator:
         # (a + n) / (b + n), in a tie with the others. At worst all negatives come first, without ties:
         # (a + i) / (b + negatives + i).
         high = (positives * (before_true + positives) / (before + positives).clamp(min=1)).sum(1) / total
-        low = cls._sum_of_precisions(before_true, before + negatives, positives).sum(1) / total
+        # sum over i = 1..n of (a + i) / (b + i), with sum 1 / (b + i) = digamma(b + n + 1) - digamma(b + 1)
+        a, b = before_true, before + negatives
+        low = (positives - (b - a) * (torch.digamma(b + positives + 1) - torch.digamma(b + 1))).sum(1) / total
         return tied, low, high
-
-    @staticmethod
-    def _sum_of_precisions(a: torch.Tensor, b: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-        """sum over i = 1..n of (a + i) / (b + i), with sum 1 / (b + i) = digamma(b + n + 1) - digamma(b + 1)"""
-        return n - (b - a) * (torch.digamma(b + n + 1) - torch.digamma(b + 1))

@@ -5,7 +5,7 @@ from typing import Callable, Dict, Iterator, List, Sequence, Tuple, Union
 import numpy as np
 import torch
 
-from .average_precision import Ranking, rank
+from .average_precision import rank
 from .scores import predict_labels, rates_of_counts
 
 METRICS = ('mAP', 'CF1', 'OF1')
@@ -40,7 +40,7 @@ class _Run:
 
     def __init__(self, logits: torch.Tensor, targets: torch.Tensor, threshold: Union[float, Sequence[float]]):
         logits, targets = logits.detach().cpu(), targets.detach().cpu()
-        self.rankings: Sequence[Ranking] = rank(logits, targets)
+        self.rankings = rank(logits, targets)
         passed, present, known = predict_labels(logits, threshold), targets == 1, targets >= 0
         # float32 sums of whole numbers are exact up to 2**24
         self.counted = torch.cat([passed & present, passed & known, present], dim=1).float()
@@ -56,12 +56,12 @@ class _Run:
         return torch.stack([torch.from_numpy(mean_ap), cf1, of1], dim=1)
 
 
-def _resamples(num_images: int, samples: int, seed: int, step: int = 100) -> Iterator[torch.Tensor]:
+def _resamples(num_images: int, samples: int, seed: int) -> Iterator[torch.Tensor]:
     rng = np.random.default_rng(seed)
-    for start in range(0, samples, step):
+    for start in range(0, samples, 100):
         rows = [
             np.bincount(rng.integers(num_images, size=num_images), minlength=num_images)
-            for _ in range(min(step, samples - start))]
+            for _ in range(min(100, samples - start))]
         yield torch.from_numpy(np.stack(rows).astype(np.int32))
 
 

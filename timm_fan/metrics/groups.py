@@ -5,9 +5,6 @@ from typing import Callable, Dict, List, Optional, Sequence, Union
 import numpy as np
 import torch
 
-from timm_fan.data import MultiLabelDataset
-from timm_fan.data.statistics import class_scales
-
 from .scores import MultiLabelScores, predict_labels
 
 # sides of a square in pixels of the stored image, below which an object is small or medium, as in COCO
@@ -44,18 +41,20 @@ def score_groups(
         scores: MultiLabelScores,
         logits: torch.Tensor,
         targets: torch.Tensor,
-        dataset: MultiLabelDataset,
         threshold: Union[float, Sequence[float]] = 0.5,
+        scales: Optional[np.ndarray] = None,
+        largest: Optional[np.ndarray] = None,
         num_classes: int = 6,
 ) -> GroupScores:
     """AP of the rarest and of the smallest classes, six as in Section IV-D1, and recall by the size of objects.
 
     Args:
         scores: From `evaluate_logits` for the same logits.
-        logits: (N, num_classes) in the order of the data set.
-        targets: As they were evaluated, (N, num_classes).
-        dataset: The evaluated data set.
+        logits: (N, num_classes).
+        targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
         threshold: Probability above which a label is predicted, one for all classes or one per class.
+        scales: Mean share of the image that an object of each class covers, (num_classes,), NaN if unknown.
+        largest: Area of the largest object of each class in pixels of the image, (N, num_classes), 0 without one.
         num_classes: Number of classes in a group.
     """
     rated = [i for i, c in enumerate(scores.per_class) if c.AP is not None]
@@ -65,25 +64,20 @@ def score_groups(
         aps = [scores.per_class[i].AP for i in chosen]
         return Group([scores.per_class[i].name for i in chosen], sum(aps) / len(aps) if aps else None)
 
-    tail = group(lambda i: scores.per_class[i].positives)
-    scales = class_scales(dataset)
-    small = group(lambda i: scales[i] if not np.isnan(scales[i]) else np.inf) if scales is not None else None
-    recalls = None if dataset.boxes is None else _recall_by_size(
-        predict_labels(logits, threshold), targets == 1, dataset)
-    return GroupScores(tail, small, recalls)
+    return GroupScores(
+        tail=group(lambda i: scores.per_class[i].positives),
+        small=group(lambda i: np.nan_to_num(scales[i], nan=np.inf)) if scales is not None else None,
+        recall_by_size=_recall_by_size(logits, targets, threshold, largest) if largest is not None else None)
 
 
 def _recall_by_size(
-        predicted: torch.Tensor, present: torch.Tensor, dataset: MultiLabelDataset) -> Dict[str, SizeRecall]:
-    boxes, count = dataset.boxes, len(dataset.class_names)
-    largest = np.zeros(len(dataset) * count, dtype=np.float32)
-    np.maximum.at(largest, boxes.images() * count + boxes.labels, boxes.boxes[:, 2] * boxes.boxes[:, 3])
-    pairs = np.flatnonzero(largest)
-    predicted = predicted.numpy().reshape(-1)[pairs]
-    present = present.numpy().reshape(-1)[pairs]  # without unknown labels
-    sizes = np.digitize(largest[pairs], [SMALL ** 2, MEDIUM ** 2])
+        logits: torch.Tensor, targets: torch.Tensor, threshold: Union[float, Sequence[float]], largest: np.ndarray,
+) -> Dict[str, SizeRecall]:
+    present = (targets == 1).numpy() & (largest > 0)  # without unknown labels
+    predicted = predict_labels(logits, threshold).numpy()[present]
+    sizes = np.digitize(largest[present], [SMALL ** 2, MEDIUM ** 2])
     recalls = {}
     for i, name in enumerate(('small', 'medium', 'large')):
-        chosen = present & (sizes == i)
-        recalls[name] = SizeRecall(float(predicted[chosen].mean()) if chosen.any() else None, int(chosen.sum()))
+        chosen = predicted[sizes == i]
+        recalls[name] = SizeRecall(float(chosen.mean()) if len(chosen) else None, len(chosen))
     return recalls

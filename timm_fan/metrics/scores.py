@@ -5,8 +5,8 @@ mAP, CP, CR, CF1, OP, OR, OF1 as in Section IV-B3, Eq. 10 to 12 of the FAN paper
 over batches. A target of -1 is unknown and ignored.
 """
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -80,9 +80,6 @@ class MultiLabelScores:
     protocol: str
     per_class: List[ClassScores] = field(repr=False)
 
-    def to_dict(self) -> Dict[str, Any]:
-        return asdict(self)
-
 
 def _ratio(numerator: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     return numerator / counts.clamp(min=1)  # 0 / 0 is 0
@@ -93,7 +90,7 @@ def _f1(precision: torch.Tensor, recall: torch.Tensor) -> torch.Tensor:
     return torch.where(both > 0, 2 * precision * recall / both, 0.)
 
 
-def _counts(predicted: torch.Tensor, targets: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def count_labels(predicted: torch.Tensor, targets: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """True positives, predictions and positives of each class, float64 (num_classes,)"""
     known, present = targets >= 0, targets == 1
     return (predicted & present).sum(0).double(), (predicted & known).sum(0).double(), present.sum(0).double()
@@ -126,7 +123,7 @@ def precision_recall(predicted: torch.Tensor, targets: torch.Tensor) -> Precisio
         predicted: bool (N, num_classes).
         targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
     """
-    return precision_recall_of_counts(*_counts(predicted, targets))
+    return precision_recall_of_counts(*count_labels(predicted, targets))
 
 
 def topk_mask(logits: torch.Tensor, k: int) -> torch.Tensor:
@@ -156,7 +153,7 @@ def predict_labels(logits: torch.Tensor, threshold: Union[float, Sequence[float]
 def _class_scores(
         names: Sequence[str], ap: Sequence[float], passed: torch.Tensor, targets: torch.Tensor, threshold: Union[float,
         Sequence[float]]) -> List[ClassScores]:
-    true_positives, predictions, positives = _counts(passed, targets)
+    true_positives, predictions, positives = count_labels(passed, targets)
     precision, recall = _ratio(true_positives, predictions), _ratio(true_positives, positives)
     columns = zip(
         names, ap, precision.tolist(), recall.tolist(), _f1(precision, recall).tolist(), positives.tolist(),

@@ -51,7 +51,6 @@ def save_model(
         folder: Union[str, Path],
         class_names: Sequence[str],
         data_config: Dict[str, Any],
-        extra: Optional[Dict[str, Any]] = None,
 ) -> None:
     """Write `model.safetensors` and a `config.json` that `timm.create_model('local-dir:FOLDER')` reads.
 
@@ -63,7 +62,6 @@ def save_model(
         folder: The folder to write.
         class_names: Names in class order.
         data_config: From `timm.data.resolve_model_data_config`.
-        extra: Other entries of config.json.
 
     Raises:
         InputError: The weights cannot be written, or the folder contains other files and no model.
@@ -84,7 +82,7 @@ def save_model(
             model,
             str(file),
             model_config=dict(
-                label_names=list(class_names), problem_type='multi_label_classification', **(extra or {})),
+                label_names=list(class_names), problem_type='multi_label_classification'),
             model_args=without_sources,
             data_config={k: list(v) if isinstance(v, tuple) else v for k, v in data_config.items()},
         )

@@ -59,7 +59,7 @@ def _data_source(data: str, licence: Optional[str] = None) -> DataSource:
     return source._replace(licence=licence) if licence else source
 
 
-class Network(NamedTuple):
+class NetworkFacts(NamedTuple):
     """What a card says about the network."""
     architecture: str
     backbone: str
@@ -74,7 +74,7 @@ class Network(NamedTuple):
 
 
 def _describe_network(
-        architecture: str, model_args: Dict[str, Any], num_classes: int, input_size: Sequence[int]) -> Network:
+        architecture: str, model_args: Dict[str, Any], num_classes: int, input_size: Sequence[int]) -> NetworkFacts:
     args = {k: v for k, v in model_args.items() if k not in ('pretrained_backbone', 'backbone_weights')}
     model = timm.create_model(architecture, **{**args, 'num_classes': num_classes, 'device': 'meta'}).eval()
     backbone, embed_dim, without = architecture, None, []
@@ -88,7 +88,7 @@ def _describe_network(
             without.append('correlation learning (CLN)')
     cfg = get_pretrained_cfg(backbone)
     known = cfg is not None and cfg.hf_hub_id
-    return Network(
+    return NetworkFacts(
         architecture, backbone, num_classes, list(input_size), embed_dim, ' and '.join(without),
         _HEADS.get(args.get('head')), cfg.hf_hub_id if known else None, cfg.license if known else None,
         count_cost(model, input_size))
@@ -173,7 +173,8 @@ def _describe_metrics(metrics: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _render(
-        repo: str, network: Network, licence: str, data: str, source: DataSource, facts: Dict[str, Any]) -> ModelCard:
+        repo: str, network: NetworkFacts, licence: str, data: str, source: DataSource, facts: Dict[str, Any],
+) -> ModelCard:
     """Fill the template. `facts` are `metrics`, `base_model`, and other variables of the template."""
     known = licence in _HUB_LICENCES
     metrics, paper = facts.get('metrics'), _paper_column(data, network.backbone)

@@ -3,13 +3,14 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from timm_fan.errors import InputError
 from timm_fan.hub import hub_errors
+from timm_fan.provenance import file_sha256
 from timm_fan.version import __version__
 
 
@@ -37,31 +38,30 @@ class PushOptions(NamedTuple):
     delete_patterns: Sequence[str] = ()
 
 
-def _api(token: Optional[str]) -> HfApi:
-    return HfApi(token=token, library_name='timm_fan', library_version=__version__)
+def _api() -> HfApi:
+    return HfApi(library_name='timm_fan', library_version=__version__)
 
 
 def _files(folder: Path) -> Dict[str, Path]:
     return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob('*')) if file.is_file()}
 
 
-def compare_with_repo(folder: Path, repo: str, options: PushOptions, token: Optional[str] = None) -> List[PushedFile]:
+def compare_with_repo(folder: Path, repo: str, options: PushOptions) -> List[PushedFile]:
     """What `push_folder` would change.
 
     Args:
         folder: Files to publish.
         repo: `owner/name`. A repository that does not exist has no files.
         options: How to publish. A branch that does not exist has the files of `main`.
-        token: Token of the Hub, by default that of the user who is logged in.
 
     Raises:
         InputError: The repository cannot be read.
     """
-    there: Dict[str, RepoFile] = {}
+    there = {}
     with hub_errors(repo):
         for revision in dict.fromkeys((options.revision, None)):
             try:
-                entries = _api(token).list_repo_tree(repo, recursive=True, revision=revision)
+                entries = _api().list_repo_tree(repo, recursive=True, revision=revision)
                 there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
                 break
             except RevisionNotFoundError:
@@ -79,19 +79,11 @@ def compare_with_repo(folder: Path, repo: str, options: PushOptions, token: Opti
 def _state(file: Path, old: Optional[RepoFile]) -> str:
     if old is None:
         return 'new'
-    if old.lfs is not None:
-        same = old.lfs.sha256 == CommitOperationAdd('', file).upload_info.sha256.hex()
-    else:
-        same = old.blob_id == git_hash(file.read_bytes())
+    same = old.lfs.sha256 == file_sha256(file) if old.lfs else old.blob_id == git_hash(file.read_bytes())
     return 'same' if same else 'changed'
 
 
-def push_folder(
-        folder: Path,
-        repo: str,
-        options: PushOptions,
-        token: Optional[str] = None,
-) -> Tuple[List[PushedFile], Optional[CommitInfo]]:
+def push_folder(folder: Path, repo: str, options: PushOptions) -> Tuple[List[PushedFile], Optional[CommitInfo]]:
     """Publish the files of a folder in one commit, so that readers see the old repository or the complete new one.
 
     Weights are uploaded before the commit that refers to them. Repeat a push that was interrupted.
@@ -100,7 +92,6 @@ def push_folder(
         folder: Files to publish. Those that have not changed are not uploaded again.
         repo: `owner/name`, created if it does not exist.
         options: How to publish.
-        token: Token of the Hub, by default that of the user who is logged in.
 
     Returns:
         The files with their changes; and the commit, or None if nothing has changed.
@@ -108,14 +99,14 @@ def push_folder(
     Raises:
         InputError: The Hub refuses the token, the name or the upload, or cannot be reached.
     """
-    api = _api(token)
+    api = _api()
     with hub_errors(repo):
         # a pull request goes to an existing repository, often that of another owner
         if not (options.create_pr and api.repo_exists(repo)):
             repo = api.create_repo(repo, private=options.private, exist_ok=True).repo_id
             if options.revision:
                 api.create_branch(repo, branch=options.revision, exist_ok=True)
-        changes = compare_with_repo(folder, repo, options, token)
+        changes = compare_with_repo(folder, repo, options)
         if all(file.state == 'same' for file in changes):
             return changes, None
         try:

@@ -26,7 +26,7 @@ def choose_predictions(evaluation: Evaluation, num_images: int = 16) -> List[Sho
     chosen = torch.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().long().unique().tolist()
     shown = []
     for index in chosen:
-        target = dataset.target(index)
+        target = evaluation.targets[index]
         predicted = predict_labels(logits[index:index + 1], evaluation.threshold)[0]
         lines = []
         for title, mask, color in (

@@ -3,14 +3,14 @@ import base64
 import csv
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 from timm_fan.errors import InputError
 from timm_fan.evaluation import Evaluation
 from timm_fan.files import filled_folder, write_text
-from timm_fan.metrics import GroupScores, Interval, MultiLabelScores
+from timm_fan.metrics import ClassScores, GroupScores, Interval, MultiLabelScores
 
 from .paper import paper_scores
 from .pictures import Shown, choose_errors, choose_predictions, plot_images, thumbnail
@@ -37,7 +37,7 @@ class ReportInfo:
 
 
 def measured_scores(scores: Dict[str, Any]) -> Dict[str, float]:
-    """mAP, CP, ..., OF1, top3_CP, ..., top3_OF1 in 0..1, from `MultiLabelScores.to_dict`."""
+    """mAP, CP, ..., OF1, top3_CP, ..., top3_OF1 in 0..1, from `MultiLabelScores` as a dict."""
     return {'mAP': scores['mAP'], **scores['all'], **{f'top3_{k}': v for k, v in scores['top3'].items()}}
 
 
@@ -61,7 +61,7 @@ def _render(
         title=info.title, data=info.data, scores=scores, groups=groups, paper=paper_scores(info.data) or {},
         headline=[(name, value, intervals.get(name)) for name, value in (
             ('mAP', scores.mAP), ('CF1', scores.all.CF1), ('OF1', scores.all.OF1))],
-        measured=measured_scores(scores.to_dict()),
+        measured=measured_scores(asdict(scores)),
         by_ap=sorted((c for c in scores.per_class if c.AP is not None), key=lambda c: -c.AP),
         classes={c.name: c for c in scores.per_class},
         pictures={p.stem: _base64(p.read_bytes()) for p in plots},
@@ -73,10 +73,8 @@ def _render(
 def _per_class_csv(scores: MultiLabelScores) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    columns = ['name', 'AP', 'precision', 'recall', 'F1', 'positives', 'images', 'threshold']
-    writer.writerow(['class', *columns[1:]])
-    for c in scores.per_class:
-        writer.writerow([getattr(c, column) for column in columns])
+    writer.writerow(['class', *(column.name for column in fields(ClassScores)[1:])])
+    writer.writerows(map(astuple, scores.per_class))
     return text.getvalue()
 
 
@@ -84,8 +82,8 @@ def write_report(
         folder: Union[str, Path],
         evaluation: Evaluation,
         info: ReportInfo,
-        intervals: Optional[Dict[str, Interval]] = None,
-        groups: Optional[GroupScores] = None,
+        intervals: Dict[str, Interval],
+        groups: GroupScores,
 ) -> None:
     """Write report.html, which contains all pictures, the pictures themselves, metrics.json and per_class.csv.
 
@@ -94,12 +92,11 @@ def write_report(
         evaluation: What to report on.
         info: Title, data and training history.
         intervals: From `Evaluation.intervals`.
-        groups: From `Evaluation.groups`, computed if not given.
+        groups: From `Evaluation.groups`.
 
     Raises:
         InputError: matplotlib or jinja2 is not installed.
     """
-    groups = groups or evaluation.groups()
     with filled_folder(folder) as new:
         content = dict(data=info.data, split=info.split, weights=info.weights, **evaluation.to_dict(intervals, groups))
         write_text(new / 'metrics.json', json.dumps(content, indent=2) + '\n')
@@ -115,4 +112,4 @@ def write_report(
             **{kind: choose_errors(evaluation, kind) for kind in ('false_positives', 'false_negatives')})
         for name, shown in grids.items():
             plot_images(evaluation.dataset, shown, new / f'{name}.png')
-        write_text(new / 'report.html', _render(evaluation, info, intervals or {}, groups, plots, grids))
+        write_text(new / 'report.html', _render(evaluation, info, intervals, groups, plots, grids))

@@ -1,15 +1,14 @@
 """The list of unreadable images of a run."""
+import contextlib
 import json
-import logging
 from pathlib import Path
-from typing import List, Union
+from typing import List
 
 from filelock import FileLock
 
+from timm_fan.data.dataset import warn_unreadable
 from timm_fan.errors import InputError
 from timm_fan.files import printable
-
-_logger = logging.getLogger(__name__)
 
 # further images are only listed in the file
 _NUM_WARNINGS = 20
@@ -18,33 +17,22 @@ _NUM_WARNINGS = 20
 class BadSamples:
     """A file with one JSON object per line for each image that could not be read: `split`, `image`, `reason`.
 
-    Workers, processes and machines add to it under a lock. An image is listed once.
-
-    Args:
-        file: On a file system that all of them share.
+    Workers, processes and machines, which share its file system, add to it under a lock. An image is listed once.
     """
 
-    def __init__(self, file: Union[str, Path]):
-        self.file = Path(file)
+    def __init__(self, file: Path):
+        self.file = file
 
     def read(self) -> List[dict]:
         """All entries, without incomplete lines."""
         entries = []
         for line in self.file.read_text(encoding='utf-8').splitlines() if self.file.is_file() else ():
-            try:
+            with contextlib.suppress(json.JSONDecodeError):
                 entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
         return entries
 
     def add(self, split: str, limit: int, image: str, reason: Exception) -> None:
-        """Add an image, in any process.
-
-        Args:
-            split: 'train' or 'val'.
-            limit: Number of images of the split that may be unreadable.
-            image: Name of the image.
-            reason: The error when it was read.
+        """Add an image of the split 'train' or 'val', in any process.
 
         Raises:
             InputError: The split has more than `limit` unreadable images.
@@ -58,8 +46,7 @@ class BadSamples:
                 file.write(json.dumps(entry) + '\n')
         count = 1 + sum(e['split'] == split for e in entries)
         if count <= _NUM_WARNINGS:
-            _logger.warning(
-                'unreadable image %s (%s): replaced by a grey one with unknown labels', printable(image), reason)
+            warn_unreadable(image, reason)
         if count > limit:
             raise InputError(
                 f'More than {limit} {split} images cannot be read, the last one was {printable(image)} ({reason}).'

@@ -56,8 +56,7 @@ def _checkpoints(folder: Path) -> List[Path]:
 
 def latest_checkpoint(folder: Path) -> Optional[Path]:
     """The latest complete checkpoint in a folder of checkpoints."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+    return next(reversed(_checkpoints(folder)), None)
 
 
 def save_checkpoint(

@@ -12,11 +12,7 @@ from .options import TrainingOptions
 
 
 def create_accelerator(options: TrainingOptions, folder: Path) -> Tuple[Accelerator, TrainingOptions]:
-    """Create the accelerator.
-
-    Args:
-        options: Options of the run.
-        folder: Folder for the events of the logger.
+    """Create the accelerator, whose logger writes to `folder`.
 
     Returns:
         The accelerator, and the options with its number of accumulation steps, which its environment may set.
@@ -56,8 +52,7 @@ def _check_engine(accelerator: Accelerator, options: TrainingOptions) -> None:
     plugin = accelerator.state.fsdp_plugin
     # a sharded state dict has an index that is a pickle
     if getattr(plugin, 'fsdp_version', 1) != 2 or plugin.state_dict_type.name != 'FULL_STATE_DICT':
-        raise InputError(
-            'Only version 2 of FSDP with fsdp_state_dict_type FULL_STATE_DICT is supported.')
+        raise InputError('Only version 2 of FSDP with fsdp_state_dict_type FULL_STATE_DICT is supported.')
     if options.ema_decay:
         raise InputError('`ema_decay` is not supported with FSDP. Set it to 0.')
 

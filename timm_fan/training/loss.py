@@ -52,7 +52,7 @@ class MaskedLoss(nn.Module):
         if not self.elementwise:
             return self.criterion(logits.masked_fill(~known, _ABSENT_LOGIT), targets)
         # where() instead of a product: an infinite loss of an unknown label must not become NaN
-        loss = torch.where(known, self.criterion(logits, targets), torch.zeros_like(logits))
+        loss = torch.where(known, self.criterion(logits, targets), 0.)
         return loss.sum() / known.sum().clamp(min=1)
 
 

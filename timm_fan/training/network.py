@@ -1,5 +1,4 @@
 """The model of a training run: created from the options, with the layers frozen that are not trained."""
-from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence
 
 import torch
@@ -16,13 +15,7 @@ from .options import TrainingOptions
 
 
 class Network(NamedTuple):
-    """A model to train.
-
-    Attributes:
-        model: The model.
-        data_config: Its preprocessing, from `timm.data.resolve_model_data_config`.
-        notes: What the user should know about it.
-    """
+    """A model to train, its preprocessing as of `timm.data.resolve_model_data_config`, and notes for the user."""
     model: nn.Module
     data_config: Dict[str, Any]
     notes: List[str]
@@ -31,10 +24,7 @@ class Network(NamedTuple):
 def create_network(options: TrainingOptions, class_names: Sequence[str], accelerator: Accelerator) -> Network:
     """Create the model for the classes of the data, and freeze the layers that are not trained.
 
-    Args:
-        options: Options of the run, resolved.
-        class_names: Names in class order.
-        accelerator: Accelerator; one process of each machine downloads the weights before the others.
+    One process of each machine downloads the weights before the others. `options` must be resolved.
 
     Raises:
         InputError: Options that do not fit each other, the model or the device, or the model cannot be created.
@@ -62,8 +52,6 @@ def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
             kwargs.setdefault('img_size', options.img_size)
         source = options.model_dump(include={'backbone', 'backbone_weights', 'pretrained_backbone'})
         kwargs.update({key: value for key, value in source.items() if value})
-        if options.backbone_weights and not Path(options.backbone_weights).is_file():
-            raise InputError(f'`backbone_weights`: no file {options.backbone_weights}.')
     elif options.backbone or options.backbone_weights:
         raise InputError(f'`backbone` and `backbone_weights` require a fan model, not `model={options.model}`.')
     pretrained = ':' in options.model or (options.pretrained_backbone and not options.model.startswith('fan'))
@@ -90,7 +78,7 @@ def freeze_unused(model: nn.Module, input_size: Sequence[int]) -> List[str]:
     """Freeze parameters that the logits do not depend on, because DistributedDataParallel would wait for them.
 
     Args:
-        model: Model on the CPU. Its mode is unchanged.
+        model: On the CPU. Its mode is unchanged.
         input_size: (C, H, W) of an image.
 
     Returns:

@@ -16,7 +16,6 @@ def _option(
     """A field of TrainingOptions.
 
     Args:
-        default: Default value.
         help: Description, with units.
         group: Heading that it belongs to.
         card: Whether it appears on a model card; not if it only concerns the machine.

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from timm_fan.data import MultiLabelDataset
 from timm_fan.errors import InputError
 from timm_fan.files import check_utf8, read_json, read_yaml, recover_folder, write_text
-from timm_fan.models.folder import BEST
+from timm_fan.models.folder import BEST, CONFIG_NAME
 from timm_fan.provenance import environment
 
 from .bad_samples import BadSamples
@@ -35,10 +35,7 @@ class RunFolder:
     """A run on disk: claims the folder, resumes and records the run, and stores models, history and checkpoints.
 
     Reading one needs nothing but the path. To write it, call `claim`, `load_progress`, `open` and `begin` in this
-    order, in every process.
-
-    Args:
-        path: Folder of the run, on a file system that all machines share. It is created by `open`.
+    order, in every process. All machines share the file system of the folder, which `open` creates.
 
     Attributes:
         best, last: Model folders of the best and of the latest epoch.
@@ -63,7 +60,6 @@ class RunFolder:
         self._record: Dict[str, Any] = {}
         self._lock = FileLock(self.path / 'run.lock', timeout=0)
         self._started = time.time()
-        self._keep = 1
 
     def is_run(self) -> bool:
         """Whether the folder contains a run that has begun."""
@@ -105,12 +101,12 @@ class RunFolder:
         """Decide whether the run may use the folder, and whether it resumes an earlier one.
 
         Args:
-            accelerator: Accelerator whose processes decide together.
-            resume: None starts a new run, 'always' resumes one, 'auto' resumes one if there is one.
+            accelerator: Its processes decide together.
+            resume: None starts a new run, 'always' resumes one, 'auto' resumes one if it has a checkpoint.
 
         Raises:
-            InputError: The folder belongs to a run and is not to be resumed, there is nothing to resume, another run is
-                training in it, the machines do not share it, or its name is not UTF-8.
+            InputError: The folder has a run or a trained model and is not to be resumed, there is nothing to resume,
+                another run is training in it, the machines do not share it, or its name is not UTF-8.
         """
         check_utf8(self.path)
         if accelerator.is_main_process and self.path.is_dir():
@@ -121,17 +117,15 @@ class RunFolder:
         if self.checkpoint and resume is None:
             raise InputError(
                 f'{self.path} already contains a run. Resume it with `resume`, or choose another `output`.')
+        if resume is None and (self.best / CONFIG_NAME).is_file():
+            raise InputError(
+                f'{self.path} already contains a trained model. Choose another `output`, or delete the folder.')
         if not self.checkpoint and resume == 'always':
             raise InputError(f'{self.path} contains no checkpoint to resume from. Leave out `resume` for a new run.')
         accelerator.wait_for_everyone()
 
     def load_progress(self, options: TrainingOptions, class_names: Sequence[str], num_images: int) -> None:
-        """Set `progress`: none for a new run, otherwise that of the checkpoint.
-
-        Args:
-            options: Options of the run.
-            class_names: Names in class order.
-            num_images: Number of training images.
+        """Set `progress`: none for a new run, otherwise that of the checkpoint. `num_images` are those for training.
 
         Raises:
             InputError: The checkpoint is damaged, or does not fit the data or the options.
@@ -159,10 +153,7 @@ class RunFolder:
     def open(self, options: TrainingOptions, accelerator: Accelerator, **splits: MultiLabelDataset) -> None:
         """Create the folder, if necessary, reserve it for this run until the process ends, and start its log.
 
-        Args:
-            options: Options of the run.
-            accelerator: Accelerator whose main process writes.
-            splits: 'train' and 'val' -> data set. Their unreadable images are listed in the folder.
+        Unreadable images of the splits 'train' and 'val' are listed in it.
 
         Raises:
             InputError: Another run has started in it.
@@ -184,16 +175,12 @@ class RunFolder:
         else:
             for folder in (self.best, self.last):
                 recover_folder(folder)
-            self._remove_leftovers()
-
-    def _remove_leftovers(self) -> None:
-        """Remove incomplete models of a run that was killed while it saved them."""
-        for name in (self.best.name, self.last.name, 'try'):
-            for leftover in self.path.glob(f'.{name}.*/'):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for name in (self.best.name, self.last.name, 'try'):  # incomplete models of a run that was killed
+                for leftover in self.path.glob(f'.{name}.*/'):
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def _start_log(self, is_main_process: bool) -> None:
-        handlers: List[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+        handlers = [logging.StreamHandler(sys.stdout)]
         if is_main_process:
             handlers.append(logging.FileHandler(self.log, encoding='utf-8', errors='backslashreplace'))
         logging.basicConfig(
@@ -202,10 +189,6 @@ class RunFolder:
 
     def begin(self, training: Training, train_set: MultiLabelDataset, val_set: MultiLabelDataset) -> None:
         """Restore the checkpoint, if there is one, then record the run, and start its logger.
-
-        Args:
-            training: What is trained.
-            train_set, val_set: The data.
 
         Raises:
             InputError: The checkpoint is damaged or does not fit, the model cannot be saved, or the logger not started.
@@ -228,7 +211,6 @@ class RunFolder:
             self._record = self._continued(self._record)
             self._log_resumption(accelerator.num_processes)
         self.progress.num_processes = accelerator.num_processes
-        self._keep = options.keep
         self._started = time.time() - self.progress.seconds
         if accelerator.is_main_process:
             write_text(self.config, yaml.safe_dump(options.model_dump()))
@@ -264,11 +246,9 @@ class RunFolder:
         return range(len(self.progress.history), epochs)
 
     def finish_epoch(self, training: Training, row: Dict[str, Any]) -> None:
-        """Record an epoch, save its model, the best model so far, and a checkpoint.
+        """Record the metrics of an epoch, save its model, the best model so far, and a checkpoint.
 
-        Args:
-            training: What is trained.
-            row: Metrics of the epoch. `mAP` is None if it was not evaluated.
+        `mAP` in the row is None if the epoch was not evaluated.
         """
         progress = self.progress
         is_best = row['mAP'] is not None and row['mAP'] > progress.best
@@ -303,4 +283,4 @@ class RunFolder:
         if training.accelerator.is_main_process:
             record = {**self._record, 'seconds': self.progress.seconds}
             write_text(self._record_file, json.dumps(record, indent=2))
-        save_checkpoint(training.accelerator, self._checkpoints, training.ema, self.progress, self._keep)
+        save_checkpoint(training.accelerator, self._checkpoints, training.ema, self.progress, training.options.keep)

@@ -45,11 +45,7 @@ def param_groups(model: nn.Module, lr: float, backbone_lr: float, weight_decay: 
 class Training:
     """Model, moving average, loss, optimizer and schedule, prepared by Accelerate.
 
-    Args:
-        network: The model, on the CPU, and its preprocessing.
-        train_set: Training images, for class names and label frequencies.
-        options: Options of the run, resolved.
-        accelerator: Accelerator that prepares model and optimizer.
+    `network` must be on the CPU, and `options` resolved.
 
     Attributes:
         model: The model as it is trained, perhaps wrapped by DDP.
@@ -74,10 +70,9 @@ class Training:
             _logger.warning(note)
         self.normalize = Normalize(self.data_config['mean'], self.data_config['std'], accelerator.device)
         self.mixup = self._create_mixup()
-        counts = self._count_labels(train_set)
         self.criterion = create_loss(
             options.loss, options.smoothing, soft_targets=self.mixup is not None,
-            class_counts=counts if options.loss == 'db' else None, num_samples=len(train_set)).to(accelerator.device)
+            class_counts=self._count_labels(train_set), num_samples=len(train_set)).to(accelerator.device)
 
         self._sharded = accelerator.distributed_type == DistributedType.FSDP
         self.network = network.model
@@ -89,9 +84,7 @@ class Training:
         self._whole = copy.deepcopy(self.network) if self._sharded and accelerator.is_main_process else None
         # not the scheduler: a prepared one takes a step for each process
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
-        self.ema: Optional[ModelEmaV3] = None
-        if options.ema_decay:
-            self.ema = ModelEmaV3(self.network, decay=options.ema_decay, use_warmup=True)
+        self.ema = ModelEmaV3(self.network, decay=options.ema_decay, use_warmup=True) if options.ema_decay else None
         self.evaluated = self.network if self.ema is None else self.ema.module
 
     def _create_mixup(self) -> Optional[MultiLabelMixup]:
@@ -137,14 +130,11 @@ class Training:
         return self.optimizer.param_groups[-1]['lr']
 
     def compute(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Forward and backward pass of one part of an update.
+        """Forward and backward pass of one part of an update; returns the loss, a scalar.
 
         Args:
             images: uint8 (B, C, H, W).
             targets: 1 present, 0 absent, -1 unknown, (B, num_classes).
-
-        Returns:
-            The loss, a scalar.
         """
         images = self.normalize(images)
         if self.mixup is not None:
@@ -159,7 +149,7 @@ class Training:
         """Update the weights, their moving average and the learning rate from the accumulated gradients.
 
         Args:
-            total_updates: Number of updates since the start of the run, including this one.
+            total_updates: Updates since the start of the run, including this one.
             apply: Whether to change the weights.
         """
         if apply:

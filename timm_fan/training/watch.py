@@ -9,31 +9,23 @@ from accelerate.utils.memory import should_reduce_batch_size
 from timm_fan.errors import InputError
 from timm_fan.processes import StopRequest
 
+# so many updates in a row whose loss is not finite end the run, even if they are to be skipped
+_PATIENCE = 10
+
 
 class Watch:
     """Checks the losses of each update before it is applied, and asks all processes whether one has to stop.
 
     Args:
-        accelerator: Accelerator whose processes decide together.
+        accelerator: Its processes decide together.
         stop: Request to end the run after the current update, of one process or several.
         policy: What to do about a loss that is not finite: 'stop' the run, or 'skip' the update.
-        patience: Number of updates skipped in a row that ends the run all the same.
         name: From the index of an image to its name in messages.
-
-    Attributes:
-        skipped: Number of updates skipped in a row.
     """
 
-    def __init__(
-            self,
-            accelerator: Accelerator,
-            stop: StopRequest,
-            policy: str = 'stop',
-            patience: int = 10,
-            name: Callable[[int], str] = str,
-    ):
-        self.accelerator, self.stop, self.policy, self.patience, self.name = accelerator, stop, policy, patience, name
-        self.skipped = 0
+    def __init__(self, accelerator: Accelerator, stop: StopRequest, policy: str, name: Callable[[int], str]):
+        self.accelerator, self.stop, self.policy, self.name = accelerator, stop, policy, name
+        self._skipped = 0  # in a row
         self._parts: List[Tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, loss: torch.Tensor, indices: torch.Tensor) -> None:
@@ -60,14 +52,14 @@ class Watch:
         parts, self._parts = self._parts, []
         not_finite, stop = (n > 0 for n in self.accelerator.reduce(flags, reduction='sum').tolist())
         if not not_finite:
-            self.skipped = 0 if parts else self.skipped
+            self._skipped = 0 if parts else self._skipped
             return True, stop
-        self.skipped += 1
-        if self.policy == 'skip' and self.skipped < self.patience:
+        self._skipped += 1
+        if self.policy == 'skip' and self._skipped < _PATIENCE:
             return False, stop
         for loss, indices in parts:
             if not loss.isfinite():
-                times = f' for the {self.skipped}th time in a row' if self.skipped > 1 else ''
+                times = f' for the {self._skipped}th time in a row' if self._skipped > 1 else ''
                 images = ', '.join(self.name(i) for i in indices.tolist())
                 raise InputError(
                     f'The loss is {loss.item()}{times} in {where}, on these images: {images}. Lower `lr`, set'
@@ -77,11 +69,7 @@ class Watch:
 
 @contextlib.contextmanager
 def memory_errors(images: int) -> Iterator[None]:
-    """Turn an out-of-memory error into an InputError with its remedies.
-
-    Args:
-        images: Images that each process computes at once.
-    """
+    """Turn an out-of-memory error into an InputError with its remedies. `images` are those at once in a process."""
     try:
         yield
     except RuntimeError as error:

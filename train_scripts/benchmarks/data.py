@@ -1,6 +1,5 @@
 """Images per second of one core, from encoded photographs to training batches, next to other pipelines."""
 import argparse
-import io
 import json
 import statistics
 import tempfile
@@ -78,7 +77,7 @@ def pipelines(size: int) -> Dict[str, Callable[[Image.Image], torch.Tensor]]:
 
 def batches(encoded: List[bytes], transform: Callable[[Image.Image], Any], make_batch: Callable) -> None:
     for first in range(0, len(encoded), BATCH_SIZE):
-        make_batch([transform(load_image(io.BytesIO(content))) for content in encoded[first:first + BATCH_SIZE]])
+        make_batch([transform(load_image(content)) for content in encoded[first:first + BATCH_SIZE]])
 
 
 def pixel_difference(images: List[Image.Image], size: int) -> Dict[str, float]:

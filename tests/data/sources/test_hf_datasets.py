@@ -4,7 +4,7 @@ import shutil
 import datasets
 import pytest
 import torch
-from helpers import write_hub
+from helpers import encoded, photo, write_hub
 from PIL import Image
 
 from timm_fan import InputError
@@ -70,3 +70,14 @@ def test_a_data_set_cannot_name_files_elsewhere(coco_folder, tmp_path):
     reasons = []
     dataset.on_unreadable = lambda name, error: reasons.append(str(error))
     assert dataset[0][1].tolist() == [-1] and 'outside' in reasons[0]
+
+
+@pytest.mark.parametrize('cell', [
+    None, dict(bytes=None, path=None), dict(bytes=None, path=''), dict(bytes=b'', path=None)])
+def test_empty_cells_are_unreadable_images(tmp_path, cell):
+    rows = dict(image=[cell, dict(bytes=encoded(photo(), 'JPEG'), path=None)], labels=[['cat']] * 2)
+    datasets.DatasetDict(train=datasets.Dataset.from_dict(rows)).save_to_disk(tmp_path / 'set')
+    dataset = create_dataset('hub:set', tmp_path, 'train')
+    names = []
+    dataset.on_unreadable = lambda name, error: names.append(name)
+    assert [dataset[i][1].tolist() for i in range(2)] == [[-1], [1]] and names == ['row 0']

@@ -8,7 +8,7 @@ from helpers import add_member, encoded, write_tars
 from PIL import Image
 
 from timm_fan import InputError
-from timm_fan.data import MultiLabelDataset, Sample, create_dataset, write_shards
+from timm_fan.data import UNKNOWN, ImageFiles, MultiLabelDataset, Sample, SparseLabels, create_dataset, write_shards
 from timm_fan.data.sources.shards import expand_shards
 
 
@@ -58,16 +58,37 @@ def test_damaged_shards_are_named(coco_folder, tmp_path):
         create_dataset(data, tmp_path, 'train')
 
 
-def test_broken_boxes_are_named(tmp_path):
-    for boxes, box_labels, words in (
-            ([[1, 2, 3]], [0], 'reshape'), ([[1, 2, 3, 4]], [5], 'beyond the 2'),
-            ([[1, 2, 3, 4]], ['x'], 'class index'), ([['a', 2, 3, 4]], [0], 'float')):
-        with tarfile.open(tmp_path / 'train-0.tar', 'w') as archive:
-            entry = dict(labels=[0, 1], boxes=boxes, box_labels=box_labels, size=[8, 8])
-            add_member(archive, '0.jpg', encoded(Image.new('RGB', (8, 8)), 'JPEG'))
-            add_member(archive, '0.json', json.dumps(entry).encode())
-        with pytest.raises(InputError, match=words):
-            create_dataset('shards:{split}-*.tar', tmp_path, 'train')
+def write_shard(folder, kind, content):
+    with tarfile.open(folder / 'train-0.tar', 'w') as archive:
+        add_member(archive, 'a.jpg', encoded(Image.new('RGB', (8, 8)), 'JPEG'))
+        add_member(archive, f'a.{kind}', content)
+
+
+@pytest.mark.parametrize('broken, words', [
+    (dict(boxes=[[1, 2, 3]]), 'reshape'), (dict(boxes=[['a', 2, 3, 4]]), 'float'), (dict(boxes={}), 'float'),
+    (dict(boxes=[[1, 2, 3, 10 ** 400]]), 'too large'), (dict(boxes=[[1, 2, 3, 1e30]]), 'numbers below'),
+    (dict(boxes=[[1, 2, 3, None]]), 'numbers below'), (dict(boxes=[[1, 2, 3, float('nan')]]), 'numbers below'),
+    (dict(boxes=[[1, 2, 3, 4]] * 2), 'each of 2 boxes'), (dict(boxes=None), 'reshape'),
+    (dict(box_labels=[5]), 'beyond the 2'), (dict(box_labels=['x']), 'class index'), (dict(box_labels=0), 'len'),
+    *((dict(size=size), 'size must be') for size in (
+        'abc', 8, [8], [8, 8, 8], [8, '8'], [8, 0], [8, 8.5], [8, 10 ** 30], [None, None], {}, True))])
+def test_broken_boxes_are_named(tmp_path, broken, words):
+    entry = dict(labels=[0, 1], boxes=[[1, 2, 3, 4]], box_labels=[0], size=[8, 8])
+    write_shard(tmp_path, 'json', json.dumps({**entry, **broken}).encode())
+    with pytest.raises(InputError, match=f'train-0.tar: a.*{words}'):
+        create_dataset('shards', tmp_path, 'train')
+
+
+def test_size_means_nothing_without_boxes(tmp_path):
+    write_shard(tmp_path, 'json', b'{"labels": ["cat"], "size": "12 kB"}')
+    assert create_dataset('shards', tmp_path, 'train').boxes is None
+
+
+@pytest.mark.parametrize('kind, content, names', [
+    ('json', '{"labels": ["cat"]}', ['cat']), ('txt', 'cat', ['cat']), ('cls', '1', ['0', '1'])])
+def test_byte_order_marks_are_ignored(tmp_path, kind, content, names):
+    write_shard(tmp_path, kind, content.encode('utf-8-sig'))
+    assert create_dataset('shards', tmp_path, 'train').class_names == names
 
 
 def test_unreadable_images_are_named_and_ignored(coco_folder, tmp_path, caplog):
@@ -100,8 +121,8 @@ def test_written_labels_can_be_unknown_and_unreadable_images_are_left_out(tmp_pa
     Image.new('RGB', (90, 60), (200, 100, 0)).save(tmp_path / 'a.png')
     (tmp_path / 'b.jpg').write_bytes(b'no image')
     Image.new('L', (8, 20), 99).save(tmp_path / 'c.jpg')
-    samples = [Sample('a.png', (0,), unknown=(2,), absent=(1,)), Sample('b.jpg', (1,)), Sample('c.jpg', ())]
-    dataset = MultiLabelDataset.from_samples(tmp_path, samples, ['x', 'y', 'z'], default=-1.)
+    labels = SparseLabels([((0,), (1,), (2,)), ((1,), (), ()), ((), (), ())], 3, default=UNKNOWN)
+    dataset = MultiLabelDataset(ImageFiles(tmp_path, ['a.png', 'b.jpg', 'c.jpg']), labels, ['x', 'y', 'z'])
     (tmp_path / 'out').mkdir()
     left_out = write_shards(dataset, tmp_path / 'out', 'train', short_side=30)
     assert len(left_out) == 1 and 'b.jpg' in left_out[0]

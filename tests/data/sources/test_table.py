@@ -44,6 +44,15 @@ def test_names_can_have_blanks_and_objects_can_omit_classes(tmp_path):
     assert wide.class_names == ['cat', 'dog'] and wide.targets().tolist() == [[1, -1], [0, 1]]
 
 
+@pytest.mark.parametrize('kind, text', [
+    ('csv', 'image,labels\n0.jpg,cat\n'), ('tsv', 'image\tlabels\n0.jpg\tcat\n'),
+    ('jsonl', '{"image": "0.jpg", "labels": ["cat"]}\n')])
+def test_byte_order_marks_are_ignored(tmp_path, kind, text):
+    write_images(tmp_path, 1)
+    (tmp_path / f'train.{kind}').write_text(text, encoding='utf-8-sig')
+    assert create_dataset(f'table:{{split}}.{kind}', tmp_path, 'train').class_names == ['cat']
+
+
 def test_three_broken_lines_of_ten_thousand_are_reported(tmp_path):
     write_images(tmp_path, 1)
     names = [f'{i}.png' for i in range(10000)]

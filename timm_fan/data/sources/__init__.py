@@ -1,13 +1,14 @@
 """The data sources by name. A new source is a module that returns a MultiLabelDataset, and an entry in SOURCES."""
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
 from tqdm.auto import tqdm
 
-from timm_fan.data.dataset import MultiLabelDataset
 from timm_fan.errors import InputError
 
+from ..dataset import MultiLabelDataset
 from .coco import read_coco
 from .hf_datasets import read_hf_dataset
 from .labels import read_class_names
@@ -36,20 +37,9 @@ class Request(NamedTuple):
         return str(self.data_dir / where.replace('{split}', self.split))
 
 
-def _coco(year: int) -> Callable[..., MultiLabelDataset]:
-    def read(request: Request) -> MultiLabelDataset:
-        return read_coco(request.data_dir, f'{request.split}{year}')
-    return read
-
-
-def _scenes(request: Request) -> MultiLabelDataset:
-    return read_coco(write_scenes(request.data_dir, progress=tqdm), request.split)
-
-
-def _voc(year: int, image_sets: Dict[str, str]) -> Callable[..., MultiLabelDataset]:
-    def read(request: Request, difficult: str = 'ignore') -> MultiLabelDataset:
-        return read_voc(request.data_dir, year, image_sets[request.split], difficult)
-    return read
+def _voc(
+        year: int, image_sets: Dict[str, str], request: Request, difficult: str = 'ignore') -> MultiLabelDataset:
+    return read_voc(request.data_dir, year, image_sets[request.split], difficult)
 
 
 def _table(
@@ -70,16 +60,16 @@ def _hub(
 
 
 def _shards(request: Request, classes: Optional[str] = None, unlisted: str = 'absent') -> MultiLabelDataset:
-    pattern = request.path(request.where or '{split}-*.tar')
-    return read_shards(pattern, request.class_names, request.data_dir / classes if classes else None, unlisted)
+    return read_shards(request.path(request.where or '{split}-*.tar'), request.names(classes), unlisted)
 
 
+# called with a Request and the options of the address, which are the other parameters
 SOURCES: Dict[str, Callable[..., MultiLabelDataset]] = {
-    'scenes': _scenes,
-    'coco2014': _coco(2014),
-    'coco2017': _coco(2017),
-    'voc2007': _voc(2007, dict(train='trainval', val='test')),
-    'voc2012': _voc(2012, dict(train='train', val='val')),
+    'scenes': lambda request: read_coco(write_scenes(request.data_dir, progress=tqdm), request.split),
+    'coco2014': lambda request: read_coco(request.data_dir, f'{request.split}2014'),
+    'coco2017': lambda request: read_coco(request.data_dir, f'{request.split}2017'),
+    'voc2007': partial(_voc, 2007, dict(train='trainval', val='test')),
+    'voc2012': partial(_voc, 2012, dict(train='train', val='val')),
     'table': _table,
     'hub': _hub,
     'shards': _shards,
@@ -125,22 +115,17 @@ def create_dataset(
 
 
 def create_splits(data: str, data_dir: Union[str, Path]) -> Tuple[MultiLabelDataset, MultiLabelDataset]:
-    """Open the training and validation split of a data source, with the same classes.
-
-    Args:
-        data: As for `create_dataset`.
-        data_dir: As for `create_dataset`.
+    """Open the training and validation split of a data source, with the same classes; arguments of `create_dataset`.
 
     Raises:
         InputError: As `create_dataset`, or the splits have different classes. Problems of both splits are reported
             together.
     """
-    datasets: Dict[str, MultiLabelDataset] = {}
-    errors: Dict[str, InputError] = {}
+    datasets, errors, names = [], {}, None
     for split in ('train', 'val'):
-        names = datasets['train'].class_names if 'train' in datasets else None
         try:
-            datasets[split] = create_dataset(data, data_dir, split, class_names=names)
+            datasets.append(create_dataset(data, data_dir, split, class_names=names))
+            names = datasets[0].class_names
         except InputError as error:
             if not error.problems:
                 raise
@@ -149,7 +134,7 @@ def create_splits(data: str, data_dir: Union[str, Path]) -> Tuple[MultiLabelData
         error = InputError('\n'.join(map(str, errors.values())))
         error.problems = [f'{split}: {problem}' for split, e in errors.items() for problem in e.problems]
         raise error
-    train, val = datasets['train'], datasets['val']
+    train, val = datasets
     if train.class_names != val.class_names:
         raise InputError(f'{data} in {data_dir}: the training and validation split have different classes.')
     return train, val

@@ -1,29 +1,20 @@
 """Data sets in the layout of COCO: `annotations/instances_SPLIT.json`, and the images in the folder `SPLIT/`."""
-import contextlib
-import io
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
-import numpy as np
-from pycocotools.coco import COCO
-
-from timm_fan.data.dataset import MultiLabelDataset
-from timm_fan.data.packed import Sample
 from timm_fan.errors import InputError
 from timm_fan.files import read_json, write_text
+
+from ..dataset import MultiLabelDataset
+from ..packed import Sample
 
 # class index, box (x, y, width, height) in pixels, area in pixels
 CocoObject = Tuple[int, Tuple[float, float, float, float], int]
 # content of the image file, its size as (width, height), its objects
 CocoImage = Tuple[bytes, Tuple[int, int], Sequence[CocoObject]]
-
-_REQUIRED = {
-    'images': ('id', 'file_name'),
-    'annotations': ('id', 'image_id', 'category_id', 'bbox'),
-    'categories': ('id', 'name'),
-}
 
 
 def _is_id(value: Any) -> bool:
@@ -35,14 +26,17 @@ def _is_box(value: Any) -> bool:
         isinstance(v, (int, float)) and abs(v) < 1e9 for v in value)
 
 
-_CHECKS = dict(
-    id=_is_id, image_id=_is_id, category_id=_is_id, bbox=_is_box, name=lambda v: isinstance(v, str),
-    file_name=lambda v: isinstance(v, str) and v != '' and '\x00' not in v)
+# the required lists and fields
+_CHECKS = {
+    'images': dict(id=_is_id, file_name=lambda v: isinstance(v, str) and v != '' and '\x00' not in v),
+    'annotations': dict(id=_is_id, image_id=_is_id, category_id=_is_id, bbox=_is_box),
+    'categories': dict(id=_is_id, name=lambda v: isinstance(v, str)),
+}
 
 
 def _check_entries(file: Path, content: Any) -> None:
-    """Raise InputError unless the content has the lists and fields that pycocotools takes for granted."""
-    for key, fields in _REQUIRED.items():
+    """Raise InputError unless the content has the lists and fields of `_CHECKS`."""
+    for key, fields in _CHECKS.items():
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise InputError(f"{file} has no list '{key}': it is not a COCO instances file.")
@@ -50,8 +44,8 @@ def _check_entries(file: Path, content: Any) -> None:
             missing = [f for f in fields if not isinstance(entry, dict) or f not in entry]
             if missing:
                 raise InputError(f"{file}: entry {number} of '{key}' has no {', '.join(missing)}.")
-            for field in fields:
-                if not _CHECKS[field](entry[field]):
+            for field, is_valid in fields.items():
+                if not is_valid(entry[field]):
                     raise InputError(f"{file}: entry {number} of '{key}' has an invalid {field}: {entry[field]!r:.80}.")
 
 
@@ -72,17 +66,6 @@ def _check_ids(file: Path, content: Dict[str, List[Dict[str, Any]]]) -> None:
                 raise InputError(
                     f"{file}: annotation {annotation['id']} has {field} {annotation[field]}, which is not among the"
                     f" {len(ids)} '{key}' of the file. Add it there, or remove the annotation.")
-
-
-def _load(file: Path) -> COCO:
-    content = read_json(file)
-    _check_entries(file, content)
-    _check_ids(file, content)
-    coco = COCO()
-    coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        coco.createIndex()
-    return coco
 
 
 def read_coco(data_dir: Union[str, Path], split: str) -> MultiLabelDataset:
@@ -107,24 +90,25 @@ def read_coco(data_dir: Union[str, Path], split: str) -> MultiLabelDataset:
         if not path.exists():
             raise InputError(
                 f'No {what} {path}. `data_dir` must be the folder that contains annotations/ and {split}/.')
-    coco = _load(file)
-    category_ids = sorted(coco.getCatIds())
-    if not category_ids:
+    content = read_json(file)
+    _check_entries(file, content)
+    _check_ids(file, content)
+    if not content['categories']:
         raise InputError(f'{file} lists no categories.')
-    class_index = {category_id: i for i, category_id in enumerate(category_ids)}
-    class_names = [category['name'] for category in coco.loadCats(category_ids)]
+    categories = sorted(content['categories'], key=itemgetter('id'))
+    class_index = {category['id']: i for i, category in enumerate(categories)}
+    annotations = defaultdict(list)
+    for annotation in content['annotations']:
+        annotations[annotation['image_id']].append(annotation)
 
     samples = []
-    for image_id in sorted(coco.imgs):
-        annotations = coco.imgToAnns[image_id]
-        box_labels = np.array([class_index[a['category_id']] for a in annotations], dtype=np.int64)
-        boxes = np.array([a['bbox'] for a in annotations], dtype=np.float32).reshape(-1, 4)
-        labels = tuple(sorted(set(box_labels.tolist())))
-        image = coco.imgs[image_id]
+    for image in sorted(content['images'], key=itemgetter('id')):
+        objects = annotations[image['id']]
+        boxes, box_labels = [o['bbox'] for o in objects], [class_index[o['category_id']] for o in objects]
         size = (image.get('width'), image.get('height'))
         size = size if all(isinstance(n, int) and 0 < n < 1e9 for n in size) else None
-        samples.append(Sample(f'{split}/{image["file_name"]}', labels, boxes, box_labels, size=size))
-    return MultiLabelDataset.from_samples(root, samples, class_names)
+        samples.append(Sample(f'{split}/{image["file_name"]}', sorted(set(box_labels)), boxes, box_labels, size=size))
+    return MultiLabelDataset.from_samples(root, samples, [category['name'] for category in categories])
 
 
 def write_coco(
@@ -138,16 +122,14 @@ def write_coco(
     """Write one split in the layout of COCO, as `SPLIT/000000.jpg`, ... and `annotations/instances_SPLIT.json`.
 
     Args:
-        folder: Folder of the data set.
         split: Name of the image folder, which must not exist yet.
-        images: Images in order.
         categories: Entries with `id` and `name`, in class order.
         first_id: Id of the first image. Annotation ids start after 100 times this id.
         info: The `info` of the JSON file.
     """
     (folder / split).mkdir(parents=True)
     (folder / 'annotations').mkdir(exist_ok=True)
-    content: Dict[str, Any] = dict(info=info or {}, images=[], annotations=[], categories=list(categories))
+    content = dict(info=info or {}, images=[], annotations=[], categories=list(categories))
     for index, (encoded, (width, height), objects) in enumerate(images):
         image_id, name = first_id + index, f'{index:06d}.jpg'
         (folder / split / name).write_bytes(encoded)

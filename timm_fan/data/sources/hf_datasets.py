@@ -3,13 +3,13 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Union
 
-from timm_fan.data.dataset import MultiLabelDataset
-from timm_fan.data.packed import SparseLabels
 from timm_fan.errors import InputError
 
-from .labels import Labelled, index_labels
+from ..dataset import MultiLabelDataset
+from ..packed import SparseLabels
+from .labels import LABEL_COLUMNS, Labelled, index_labels
 
-LABEL_COLUMNS = ('labels', 'label', 'tags', 'objects', 'classes', 'categories')
+OBJECT_COLUMNS = ('objects', 'classes', 'categories')
 # keys of the entries of an objects column
 CATEGORY_KEYS = ('category', 'categories', 'label', 'labels', 'category_id')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
@@ -17,10 +17,11 @@ SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
 
 def _content(value: Optional[Dict[str, Any]], folders: Sequence[str]) -> bytes:
     """Bytes of an image cell, or of the file that it names in one of `folders`."""
-    if value is None:
-        raise OSError('no image')
+    value = value or {}
     if value.get('bytes') is not None:
         return value['bytes']
+    if not value.get('path'):
+        raise OSError('no image')
     paths = [os.path.abspath(os.path.join(folder, value['path'])) for folder in folders]
     path = next(filter(os.path.isfile, paths), os.path.abspath(value['path']))
     if not any(path.startswith(os.path.join(folder, '')) for folder in folders):
@@ -113,7 +114,7 @@ def _choose_columns(name: str, features: Dict[str, Any], image: Optional[str], l
     if image is None:
         image = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
         image = image or ('image' if 'image' in features else None)
-    labels = labels or next((c for c in LABEL_COLUMNS if c in features), None)
+    labels = labels or next((c for c in LABEL_COLUMNS + OBJECT_COLUMNS if c in features), None)
     for what, column in (('image', image), ('labels', labels)):
         if column not in features:
             raise InputError(
@@ -145,7 +146,7 @@ def read_hf_dataset(
         config: Configuration of a data set that has several.
         image: Image column, by default the first one with images.
         labels: Column with a list of names or class indices, or with objects (dicts with a category), by default the
-            first one that is in `LABEL_COLUMNS`.
+            first one that is in `LABEL_COLUMNS` or `OBJECT_COLUMNS`.
 
     Raises:
         InputError: The data set cannot be opened, or lacks the split or a column.

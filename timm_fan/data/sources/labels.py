@@ -2,9 +2,13 @@
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from timm_fan.data.packed import UNKNOWN
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.files import read_lines
+
+from ..packed import UNKNOWN
+
+# columns of labels, if none is named
+LABEL_COLUMNS = ('labels', 'label', 'tags')
 
 
 class Labelled(NamedTuple):
@@ -70,7 +74,7 @@ def index_labels(
     index = {name: i for i, name in enumerate(class_names)}
     indexed = []
     for row in rows:
-        groups: List[List[int]] = []
+        groups = []
         for group in row[1:]:
             found = []
             for label in group:
@@ -83,7 +87,7 @@ def index_labels(
                 else:
                     found.append(i)
             groups.append(sorted(set(found)))
-        if sum(map(len, groups)) > len({i for group in groups for i in group}):
+        if sum(map(len, groups)) > len(set().union(*groups)):
             problems.append(f'{row.where}: one class is listed with two meanings')
         indexed.append(tuple(groups))
     raise_problems(source, problems)

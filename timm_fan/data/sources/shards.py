@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from timm_fan.data.dataset import MultiLabelDataset
-from timm_fan.data.images import UNREADABLE
-from timm_fan.data.packed import Boxes, PackedStrings, Sample, SparseLabels
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.files import write_text
 from timm_fan.processes import ignore_signals
 
+from ..dataset import MultiLabelDataset
+from ..images import UNREADABLE
+from ..packed import Boxes, PackedStrings, Sample, SparseLabels
 from .labels import Labelled, index_labels, read_class_names, value_of_unlisted
 
 IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'ppm', 'tif', 'tiff')
@@ -60,7 +60,7 @@ class TarImages:
 
 def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
     """Key -> suffix -> position of the members of one shard, in their order."""
-    samples: Dict[str, Dict[str, Tuple[int, int]]] = {}
+    samples = {}
     size = Path(shard).stat().st_size
     with tarfile.open(shard, 'r:') as archive:
         for member in archive:
@@ -68,10 +68,9 @@ def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
                 continue
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f'member {member.name} is cut off')
-            folder, _, base = member.name.rpartition('/')
+            folder, slash, base = member.name.rpartition('/')
             key, _, suffix = base.partition('.')
-            samples.setdefault(f'{folder}/{key}' if folder else key, {})[suffix.lower()] = (
-                member.offset_data, member.size)
+            samples.setdefault(folder + slash + key, {})[suffix.lower()] = member.offset_data, member.size
         end = archive.offset
     with open(shard, 'rb') as file:
         file.seek(end)
@@ -91,8 +90,14 @@ def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Sequence[Any], ...], Samp
         boxes, box_labels = np.asarray(entry.get('boxes', ()), float).reshape(-1, 4), entry.get('box_labels', ())
         if len(boxes) != len(box_labels) or not all(isinstance(i, int) for i in box_labels):
             raise ValueError(f'box_labels must have a class index for each of {len(boxes)} boxes, got {box_labels}')
-        return groups, Sample('', (), boxes, box_labels, size=entry.get('size'))
-    text = content.decode()
+        if not (abs(boxes) < 1e9).all():
+            raise ValueError('boxes must be numbers below 1e9')
+        size = entry.get('size') if len(boxes) else None  # other programs write other things as size
+        if size is not None and not (
+                isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and 0 < n < 1e9 for n in size)):
+            raise ValueError(f'size must be width and height in pixels, got {size!r:.80}')
+        return groups, Sample('', (), boxes, box_labels, size=size)
+    text = content.decode('utf-8-sig')
     if suffix == 'cls':
         return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],), Sample('', ())
     return ([line.strip() for line in text.splitlines()],), Sample('', ())
@@ -116,18 +121,14 @@ def _samples(shard: str, problems: List[str]) -> Iterator[Tuple[str, str, Tuple[
             file.seek(start)
             try:
                 groups, objects = _parse(file.read(size), suffix)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
                 problems.append(f'{shard}: {key}.{suffix}: {type(error).__name__}: {error}')
                 continue
             yield key, image, found[image], groups, objects
 
 
 def read_shards(
-        pattern: str,
-        class_names: Optional[Sequence[str]] = None,
-        classes: Optional[Union[str, Path]] = None,
-        unlisted: str = 'absent',
-) -> MultiLabelDataset:
+        pattern: str, class_names: Optional[Sequence[str]] = None, unlisted: str = 'absent') -> MultiLabelDataset:
     """Read WebDataset shards: KEY.jpg (or another image format), and KEY.json, KEY.cls or KEY.txt.
 
     The JSON has `labels`, and optionally `absent` and `unknown`, as lists of names or class indices, and for objects
@@ -138,9 +139,8 @@ def read_shards(
 
     Args:
         pattern: Path with a range `{000..127}`, or with * or ?.
-        class_names: Names in class order.
-        classes: File of class names, one per line, by default `classes.txt` next to the shards, otherwise the names
-            that occur.
+        class_names: Names in class order, by default those in `classes.txt` next to the shards, otherwise those that
+            occur.
         unlisted: Meaning of labels that a sample does not list, 'absent' or 'unknown' (Open Images).
 
     Raises:
@@ -153,8 +153,8 @@ def read_shards(
         more = f', and {len(missing) - 1} more' if len(missing) > 1 else ''
         raise InputError(f'No shard {missing[0] if missing else pattern}{more}.')
     beside = Path(shards[0]).parent / 'classes.txt'
-    if class_names is None and (classes or beside.is_file()):
-        class_names = read_class_names(classes or beside)
+    if class_names is None and beside.is_file():
+        class_names = read_class_names(beside)
 
     members, rows, objects, problems = [], [], [], []
     for number, shard in enumerate(shards):
@@ -192,22 +192,15 @@ class _Resized(Dataset):
         if scale < 1:
             image = image.resize([max(1, round(side * scale)) for side in size], Image.Resampling.BICUBIC)
         file = io.BytesIO()
-        if self.quality is None:
-            image.save(file, 'ppm')
-        else:
-            image.save(file, 'jpeg', quality=self.quality)
+        image.save(file, 'ppm' if self.quality is None else 'jpeg', quality=self.quality)
         classes, values = self.dataset.labels.listed(index)
-        entry: Dict[str, Any] = {
+        entry = {
             key: classes[values == value].tolist() for key, value in (('labels', 1), ('absent', 0), ('unknown', -1))}
         if self.dataset.boxes is not None and self.dataset.boxes.fit(index, size):
             boxes, box_labels = self.dataset.boxes[index]
             scales = [new / old for new, old in zip(image.size, size)] * 2
             entry.update(boxes=(boxes * scales).round(2).tolist(), box_labels=box_labels.tolist(), size=image.size)
         return file.getvalue(), entry
-
-
-def _unchanged(sample: Any) -> Any:
-    return sample
 
 
 def _add_member(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -247,8 +240,7 @@ def write_shards(
     folder = Path(folder)
     write_text(folder / 'classes.txt', '\n'.join(dataset.class_names) + '\n')
     loader = DataLoader(
-        _Resized(dataset, short_side, quality), batch_size=None, num_workers=num_workers, collate_fn=_unchanged,
-        worker_init_fn=ignore_signals)
+        _Resized(dataset, short_side, quality), batch_size=None, num_workers=num_workers, worker_init_fn=ignore_signals)
     unreadable, archive, written = [], None, 0
     for content, entry in progress(loader, desc=split, total=len(dataset)):
         if content is None:

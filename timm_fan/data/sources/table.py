@@ -3,24 +3,26 @@ import csv
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any, Container, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from timm_fan.data.dataset import ImageFiles, MultiLabelDataset
-from timm_fan.data.packed import SparseLabels
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.files import printable
 
-from .labels import Labelled, index_labels, value_of_unlisted
+from ..dataset import ImageFiles, MultiLabelDataset
+from ..packed import SparseLabels
+from .labels import LABEL_COLUMNS, Labelled, index_labels, value_of_unlisted
 
 IMAGE_COLUMNS = ('image', 'file', 'file_name', 'filename', 'path', 'image_path')
-LABEL_COLUMNS = ('labels', 'label', 'tags')
 # columns that are never classes
 OTHER_COLUMNS = ('id', 'split', 'width', 'height')
 JSON_LINES = ('.jsonl', '.ndjson')
 VALUES = {'1': 1, '0': 0, '-1': -1, '': -1}
 
+# place in the file, for messages, and cells by column
+Line = Tuple[str, Dict[str, Any]]
 
-def _csv_rows(file: Path, delimiter: str, problems: List[str]) -> Iterator[Tuple[str, Dict[str, Any]]]:
+
+def _csv_rows(file: Path, delimiter: str, problems: List[str]) -> Iterator[Line]:
     with open(file, newline='', encoding='utf-8-sig') as stream:
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
         repeated = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
@@ -42,8 +44,8 @@ def _csv_rows(file: Path, delimiter: str, problems: List[str]) -> Iterator[Tuple
                 yield where, row
 
 
-def _json_rows(file: Path, problems: List[str]) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    with open(file, encoding='utf-8') as stream:
+def _json_rows(file: Path, problems: List[str]) -> Iterator[Line]:
+    with open(file, encoding='utf-8-sig') as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line) if line.strip() else None
@@ -56,7 +58,7 @@ def _json_rows(file: Path, problems: List[str]) -> Iterator[Tuple[str, Dict[str,
                 problems.append(f'line {number}: not a JSON object')
 
 
-def _parquet_rows(file: Path) -> Iterator[Tuple[str, Dict[str, Any]]]:
+def _parquet_rows(file: Path) -> Iterator[Line]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -70,8 +72,8 @@ def _parquet_rows(file: Path) -> Iterator[Tuple[str, Dict[str, Any]]]:
         yield f'row {number}', row
 
 
-def _read_rows(file: Path, problems: List[str]) -> List[Tuple[str, Dict[str, Any]]]:
-    """(where, row) for each line that can be read. The others are added to `problems`."""
+def _read_lines(file: Path, problems: List[str]) -> List[Line]:
+    """The lines that can be read. The others are added to `problems`."""
     kind = file.suffix.lower()
     try:
         if kind in ('.csv', '.tsv'):
@@ -96,6 +98,37 @@ def _column(
     return next((c for c in known if c in columns), None)
 
 
+class _Columns(NamedTuple):
+    """Attributes:
+        image: Column of the path.
+        labels: Columns of present, absent and unknown labels. None if each class has its own column.
+        class_names: Those of the table if each class has its own column, otherwise those that were requested.
+    """
+    image: str
+    labels: Optional[Tuple[str, ...]]
+    class_names: Optional[Sequence[str]]
+
+
+def _find_columns(
+        file: Path, columns: Sequence[str], image: Optional[str], labels: Optional[str],
+        class_names: Optional[Sequence[str]]) -> _Columns:
+    image = _column(columns, image, IMAGE_COLUMNS, file, 'image')
+    if image is None:
+        raise InputError(
+            f'{file} has no column for the image: one of {", ".join(IMAGE_COLUMNS)}, or the one that image= names. It'
+            f' has: {", ".join(columns)}.')
+    labels = _column(columns, labels, LABEL_COLUMNS, file, 'labels')
+    if labels is not None:
+        return _Columns(image, (labels, 'absent', 'unknown'), class_names)
+    if class_names is None:
+        class_names = [c for c in columns if c != image and c not in OTHER_COLUMNS]
+    lacking = [c for c in class_names if c not in columns]
+    if lacking:
+        raise InputError(
+            f'{file} has no column for {len(lacking)} of {len(class_names)} classes, the first: {lacking[0]}.')
+    return _Columns(image, None, class_names)
+
+
 def _separator(texts: Sequence[Any]) -> str:
     return next((s for s in '|;,' if any(isinstance(t, str) and s in t for t in texts)), ' ')
 
@@ -114,7 +147,7 @@ def _split(value: Any, separator: str, names: Container[str]) -> List[Any]:
 
 def _by_columns(where: str, row: Dict[str, Any], class_names: Sequence[str], problems: List[str]) -> List[List[str]]:
     """Present, absent and unknown labels of a row with a column for each class. Unlisted ones are absent."""
-    groups: List[List[str]] = [[], [], []]
+    groups = [[], [], []]
     for name in class_names:
         cell = row.get(name)
         value = VALUES.get('' if cell is None else str(cell).strip().removesuffix('.0'))
@@ -123,6 +156,28 @@ def _by_columns(where: str, row: Dict[str, Any], class_names: Sequence[str], pro
         elif value:
             groups[0 if value == 1 else 2].append(name)
     return groups
+
+
+def _label_images(
+        lines: Sequence[Line], columns: _Columns, sep: Optional[str], problems: List[str],
+) -> Tuple[List[str], List[Labelled]]:
+    """Paths and labels of the images. Lines without an image, or with a repeated one, are added to `problems`."""
+    if columns.labels and not sep:
+        sep = _separator([row.get(column) for _, row in lines for column in columns.labels])
+    known = frozenset(columns.class_names or ())
+    first_line, labelled = {}, []
+    for where, row in lines:
+        path = row.get(columns.image)
+        if not path or not isinstance(path, str):
+            problems.append(f'{where}: no image' if not path else f'{where}: {path!r:.60} is not the path of an image')
+        elif path in first_line:
+            problems.append(f'{where}: image {printable(path)} is already on {first_line[path]}')
+        else:
+            first_line[path] = where
+            labelled.append(Labelled(where, *(
+                [_split(row.get(column), sep, known) for column in columns.labels] if columns.labels
+                else _by_columns(where, row, columns.class_names, problems))))
+    return list(first_line), labelled
 
 
 def read_table(
@@ -157,48 +212,18 @@ def read_table(
     if not file.is_file():
         raise InputError(f'No table {file}.')
     default = value_of_unlisted(unlisted)
-    problems: List[str] = []
-    lines = _read_rows(file, problems)
+    problems = []
+    lines = _read_lines(file, problems)
     if not lines:
         raise_problems(str(file), problems)
         raise InputError(f'{file} has no rows.')
     # JSON objects may omit keys
-    named = [row for _, row in lines] if file.suffix.lower() in JSON_LINES else [lines[0][1]]
-    columns = list(dict.fromkeys(column for row in named for column in row))
-    image_column = _column(columns, image, IMAGE_COLUMNS, file, 'image')
-    if image_column is None:
-        raise InputError(
-            f'{file} has no column for the image: one of {", ".join(IMAGE_COLUMNS)}, or the one that image= names. It'
-            f' has: {", ".join(columns)}.')
-    label_column = _column(columns, labels, LABEL_COLUMNS, file, 'labels')
-    label_columns = (label_column, 'absent', 'unknown')
-    if label_column is None:
-        default = 0.
-        if class_names is None:
-            class_names = [c for c in columns if c != image_column and c not in OTHER_COLUMNS]
-        lacking = [c for c in class_names if c not in columns]
-        if lacking:
-            raise InputError(
-                f'{file} has no column for {len(lacking)} of {len(class_names)} classes, the first: {lacking[0]}.')
-    else:
-        sep = sep or _separator([row.get(column) for _, row in lines for column in label_columns])
-    known = frozenset(class_names or ())
-
-    first_line: Dict[str, str] = {}
-    rows = []
-    for where, row in lines:
-        path = row.get(image_column)
-        if not path or not isinstance(path, str):
-            problems.append(f'{where}: no image' if not path else f'{where}: {path!r:.60} is not the path of an image')
-        elif path in first_line:
-            problems.append(f'{where}: image {printable(path)} is already on {first_line[path]}')
-        else:
-            first_line[path] = where
-            rows.append(Labelled(where, *(
-                _by_columns(where, row, class_names, problems) if label_column is None
-                else [_split(row.get(column), sep, known) for column in label_columns])))
-
-    files = ImageFiles(images or file.parent, first_line)
+    headers = [row for _, row in lines] if file.suffix.lower() in JSON_LINES else [lines[0][1]]
+    names = list(dict.fromkeys(name for row in headers for name in row))
+    columns = _find_columns(file, names, image, labels, class_names)
+    paths, rows = _label_images(lines, columns, sep, problems)
+    files = ImageFiles(images or file.parent, paths)
     problems += [f'{rows[i].where}: no image file {printable(files.name(i))}' for i in files.missing()]
-    names, indexed = index_labels(str(file), rows, class_names, problems)
-    return MultiLabelDataset(files, SparseLabels(indexed, len(names), default), names)
+    class_names, indexed = index_labels(str(file), rows, columns.class_names, problems)
+    labels = SparseLabels(indexed, len(class_names), default if columns.labels else 0.)
+    return MultiLabelDataset(files, labels, class_names)

@@ -3,10 +3,11 @@ from pathlib import Path
 from typing import Dict, Union
 from xml.etree import ElementTree
 
-from timm_fan.data.dataset import MultiLabelDataset
-from timm_fan.data.packed import Sample
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.files import read_lines
+
+from ..dataset import MultiLabelDataset
+from ..packed import Sample
 
 VOC_CLASSES = (
     'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow', 'diningtable', 'dog',
@@ -16,11 +17,7 @@ DIFFICULT = ('ignore', 'positive', 'negative')
 
 
 def read_voc(
-        data_dir: Union[str, Path],
-        year: int,
-        image_set: str,
-        difficult: str = 'ignore',
-) -> MultiLabelDataset:
+        data_dir: Union[str, Path], year: int, image_set: str, difficult: str = 'ignore') -> MultiLabelDataset:
     """Read one image set of PASCAL VOC.
 
     Args:

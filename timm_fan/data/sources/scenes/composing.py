@@ -17,11 +17,11 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Tuple, Union
 import numpy as np
 from PIL import Image, ImageFilter
 
-from timm_fan.data.sources.coco import CocoImage, CocoObject, write_coco
 from timm_fan.errors import InputError
 from timm_fan.files import read_json, write_text
 from timm_fan.processes import ignore_signals
 
+from ..coco import CocoImage, CocoObject, write_coco
 from .drawing import draw_background, draw_distractor, draw_object, paste
 
 # raise it whenever the same seed gives other images
@@ -95,7 +95,7 @@ def _choose_classes(rng: np.random.Generator, kind: str, num_classes: int) -> Li
 def _paste_objects(rng: np.random.Generator, canvas: np.ndarray, classes: List[int]) -> List[Tuple[int, np.ndarray]]:
     """Draw objects and distractors on the canvas, the front ones last: class index (or -1) and alpha of each."""
     size = canvas.shape[0]
-    things: List[Tuple[float, int]] = [(0.02 * rng.random(), -1) for _ in range(rng.integers(2, 7))]
+    things = [(0.02 * rng.random(), -1) for _ in range(rng.integers(2, 7))]
     for i in classes:
         count = rng.integers(1, 4) if CLASSES[i].scale < 0.035 else 1
         # large objects are mostly further back
@@ -184,8 +184,6 @@ def write_scenes(
 
     Args:
         data_dir: Folder in which `scenes_small_SEED` is created.
-        preset: Classes, size and number of images.
-        seed: Seed of the images.
         progress: A progress bar like tqdm.
 
     Raises:
