@@ -39,6 +39,11 @@ def test_reading_a_run(run_folder, tmp_path):
     assert not nothing.path.exists()
 
 
+def written(run):
+    """When each file was written, except for the lock, which filelock may touch."""
+    return {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file() and p.name != 'run.lock'}
+
+
 def test_finished_run_is_not_overwritten(monkeypatch, capsys, run_folder, coco_folder):
     before = (run_folder / 'history.csv').read_bytes()
     assert run_here(monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', run_folder) == 2
@@ -52,11 +57,11 @@ def test_a_model_without_checkpoints_is_not_overwritten(monkeypatch, capsys, run
     run = shutil.copytree(run_folder, tmp_path / 'run')
     RunFolder(run).delete_checkpoints()
     options = [*TINY, '--epochs', '1', '--no-report', '--data-dir', coco_folder, '--output', run]
-    before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+    before = written(run)
     assert run_here(monkeypatch, 'train', *options) == 2
     assert capsys.readouterr().err == (
         f'error: {run} already contains a trained model. Choose another --output, or delete the folder.\n')
-    assert {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()} == before
+    assert written(run) == before
     assert run_here(monkeypatch, 'train', *options, '--resume') == 0
     assert len(history(run)) == 1
 
@@ -112,12 +117,12 @@ def test_a_folder_in_use_is_refused(monkeypatch, capsys, run_folder, coco_folder
     run = tmp_path / 'run'
     first = start_and_halt(coco_folder, run)
     try:
-        before = {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()}
+        before = written(run)
         code = run_here(monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', run, *options)
         assert code == 2
         assert capsys.readouterr().err == (
             f'error: Another run is training in {run}. Wait for it, or choose another --output.\n')
-        assert {p: p.stat().st_mtime_ns for p in run.rglob('*') if p.is_file()} == before
+        assert written(run) == before
     finally:
         first.send_signal(signal.SIGCONT)
     _, error = first.communicate(timeout=120)
