@@ -18,7 +18,8 @@ from .errors import InputError
 from .models import FAN
 from .prediction import Predictor
 
-Box = Tuple[float, float, float, float]
+# left, top, right, bottom in pixels
+Region = Tuple[float, float, float, float]
 # model, image (3, H, W), class indices -> maps (n, H, W), logits (num_classes,)
 Maps = Callable[[nn.Module, torch.Tensor, Sequence[int]], Tuple[torch.Tensor, torch.Tensor]]
 
@@ -91,15 +92,15 @@ def attention_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int]
     return _fit((weights @ attention).view_as(cams), image.shape[1:]), logits
 
 
-def overlay(photo: Image.Image, cam: torch.Tensor, box: Box) -> Image.Image:
+def overlay(photo: Image.Image, cam: torch.Tensor, seen: Region) -> Image.Image:
     """The photograph with a map over the part that the network saw. The rest is dimmed.
 
     Args:
         photo: RGB.
         cam: (H, W) in 0..1, shown from blue over yellow to red.
-        box: Left, top, right, bottom of that part, from `EvalCrop.box`.
+        seen: That part, from `EvalCrop.box`.
     """
-    left, top, right, bottom = (round(v) for v in box)
+    left, top, right, bottom = (round(v) for v in seen)
     size = max(1, right - left), max(1, bottom - top)
     heat = Image.fromarray((255 * cam.cpu().numpy()).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     # what the network saw beyond the edges was padding
@@ -110,18 +111,18 @@ def overlay(photo: Image.Image, cam: torch.Tensor, box: Box) -> Image.Image:
                              np.clip(1.5 - 3 * heat, 0, 1)], axis=2)
     alpha = 0.65 * np.sqrt(heat)  # opaque where the class is, transparent where it is not
     pixels = np.asarray(photo, np.float32)
-    seen = (slice(inside[1], inside[3]), slice(inside[0], inside[2]))
+    window = (slice(inside[1], inside[3]), slice(inside[0], inside[2]))
     result = pixels * 0.45
-    result[seen] = (1 - alpha) * pixels[seen] + alpha * 255 * colors
+    result[window] = (1 - alpha) * pixels[window] + alpha * 255 * colors
     return Image.fromarray(result.round().astype(np.uint8))
 
 
-def box_mask(boxes: np.ndarray, seen: Box, size: Tuple[int, int]) -> torch.Tensor:
+def box_mask(boxes: np.ndarray, seen: Region, size: Tuple[int, int]) -> torch.Tensor:
     """Pixels of the network's input whose centre is inside a box, bool (H, W)
 
     Args:
         boxes: x, y, width, height in pixels of the photograph, (n, 4).
-        seen: Left, top, right, bottom of the part that the network saw, from `EvalCrop.box`.
+        seen: The part that the network saw, from `EvalCrop.box`.
         size: Height and width of the input.
     """
     left, top, right, bottom = seen

@@ -11,7 +11,7 @@ def test_groups_by_counting(evaluation, coco_folder, monkeypatch):
     monkeypatch.setattr('timm_fan.metrics.groups.MEDIUM', 20)
     dataset, logits, targets, scores = evaluation.dataset, evaluation.logits, evaluation.targets, evaluation.scores
     groups = score_groups(
-        scores, logits, targets, scales=class_scales(dataset), largest=largest_areas(dataset), num_classes=2)
+        scores, logits, targets, scales=class_scales(dataset), largest=largest_areas(dataset), group_size=2)
     by_count = sorted(scores.per_class, key=lambda c: c.positives)[:2]
     assert groups.tail.classes == [c.name for c in by_count]
     assert groups.tail.mAP == pytest.approx(sum(c.AP for c in by_count) / 2)

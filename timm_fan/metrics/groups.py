@@ -44,7 +44,7 @@ def score_groups(
         threshold: Union[float, Sequence[float]] = 0.5,
         scales: Optional[np.ndarray] = None,
         largest: Optional[np.ndarray] = None,
-        num_classes: int = 6,
+        group_size: int = 6,
 ) -> GroupScores:
     """AP of the rarest and of the smallest classes, six as in Section IV-D1, and recall by the size of objects.
 
@@ -55,12 +55,12 @@ def score_groups(
         threshold: Probability above which a label is predicted, one for all classes or one per class.
         scales: Mean share of the image that an object of each class covers, (num_classes,), NaN if unknown.
         largest: Area of the largest object of each class in pixels of the image, (N, num_classes), 0 without one.
-        num_classes: Number of classes in a group.
+        group_size: Number of classes in a group.
     """
     rated = [i for i, c in enumerate(scores.per_class) if c.AP is not None]
 
     def group(key: Callable[[int], float]) -> Group:
-        chosen = sorted(rated, key=key)[:num_classes]
+        chosen = sorted(rated, key=key)[:group_size]
         aps = [scores.per_class[i].AP for i in chosen]
         return Group([scores.per_class[i].name for i in chosen], sum(aps) / len(aps) if aps else None)
 
