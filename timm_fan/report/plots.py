@@ -41,6 +41,15 @@ def saved_figure(file: Path, *shape: int, dpi: int = 120, **kwargs: Any) -> Iter
         plt.close(figure)
 
 
+def _set_log_ticks(axis: Any) -> None:
+    """Ticks of a logarithmic axis as plain numbers; matplotlib's own are math text."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter('{x:g}')
+    axis.set_minor_locator(NullLocator())
+
+
 def plot_curves(history: Sequence[Dict[str, float]], file: Path) -> None:
     """Loss and validation metrics over epochs."""
     validated = [row for row in history if row['mAP'] is not None]
@@ -71,13 +80,13 @@ def plot_per_class(scores: MultiLabelScores, file: Path) -> None:
             [c.name for c in rated], [100 * c.AP for c in rated], color=[colors(norm(c.positives)) for c in rated])
         axis.bar_label(bars, [f'{percent(c.AP, ".1f")}  ({c.positives})' for c in rated], padding=2, fontsize=8)
         axis.axvline(100 * scores.mAP, color='black', linestyle=':', linewidth=1)
-        axis.set(
-            xlabel='average precision, %', xlim=(0, 115),
-            title=f'AP of each class (its images), dotted: mAP {percent(scores.mAP, ".1f")},'
-                  f' {scores.num_images} images')
+        axis.set(xlabel='average precision, %', xlim=(0, 115))
         axis.margins(y=0.01)
-        figure.colorbar(
+        figure.suptitle(
+            f'AP of each class (its images), dotted: mAP {percent(scores.mAP, ".1f")}, {scores.num_images} images')
+        bar = figure.colorbar(
             ScalarMappable(norm, colors), ax=axis, label='images of the class', fraction=0.03, shrink=0.5)
+        _set_log_ticks(bar.ax.yaxis)
 
 
 def plot_precision_recall(evaluation: Evaluation, file: Path) -> None:
@@ -127,6 +136,8 @@ def _plot_bars(values: Sequence[float], names: Sequence[str], file: Path, **labe
         axis.set_xticks(range(len(values)), names, rotation=90, fontsize=8)
         axis.set(**labels)
         axis.margins(x=0.01)
+        if axis.get_yscale() == 'log':
+            _set_log_ticks(axis.yaxis)
 
 
 def _plot_co_occurrence(shares: np.ndarray, names: Sequence[str], file: Path) -> None:
@@ -135,7 +146,7 @@ def _plot_co_occurrence(shares: np.ndarray, names: Sequence[str], file: Path) ->
         picture = axis.imshow(shares, vmin=0, vmax=1, cmap='viridis')
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
-        axis.set_title('Share of the images with the row that also have the column')
+        figure.suptitle('Share of the images with the row\nthat also have the column')
         figure.colorbar(picture, shrink=0.6)
 
 
