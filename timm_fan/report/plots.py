@@ -62,6 +62,7 @@ def plot_curves(history: Sequence[Dict[str, float]], file: Path) -> None:
             right.plot([row['epoch'] for row in validated], values, marker='.', label=key)
         right.set(xlabel='epoch', ylabel='%', title='Validation', ylim=(0, 100))
         for axis in (left, right):
+            axis.locator_params('x', integer=True)
             axis.grid(alpha=0.3)
             axis.legend()
 
