@@ -123,12 +123,15 @@ class Exporter:
         onnx.model.metadata_props['timm_fan'] = json.dumps(
             dict(label_names=label_names(self.model), thresholds=thresholds, **self.config))
         onnx.save(str(file))
-        session = onnxruntime.InferenceSession(str(file), providers=['CPUExecutionProvider'])
+        # as bytes, because onnxruntime only opens names in UTF-8
+        session = onnxruntime.InferenceSession(file.read_bytes(), providers=['CPUExecutionProvider'])
         return lambda images: torch.as_tensor(session.run(None, {'image': images.numpy()})[0])
 
     def _write_torch(self, program: ExportedProgram, file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-        torch.export.save(program, file)
-        module = torch.export.load(file).module()
+        with open(file, 'w+b') as stream:
+            torch.export.save(program, stream)
+            stream.seek(0)
+            module = torch.export.load(stream).module()
         return lambda images: module(images).detach()
 
     def _check(

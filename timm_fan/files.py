@@ -56,9 +56,10 @@ def read_yaml(file: Path) -> Any:
     """The content of a YAML file. Raises as `read_text` does, and InputError if it is not valid YAML."""
     import yaml
 
+    text = read_text(file)
     try:
-        return yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets the ValueErrors of dates through
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets the ValueErrors of dates through
         raise InputError(f'{file} is not valid YAML: {error}') from error
 
 
@@ -66,8 +67,13 @@ def write_text(file: Union[str, Path], text: str) -> None:
     """Replace the content of `file`. Characters that UTF-8 cannot encode are written as escapes."""
     file = Path(file)
     new = file.with_name(f'.{file.name}.new')
-    new.write_text(text, encoding='utf-8', errors='backslashreplace', newline='\n')
-    os.replace(new, file)
+    try:
+        new.write_text(text, encoding='utf-8', errors='backslashreplace', newline='\n')
+        os.replace(new, file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def _replace_folder(new: Path, target: Path) -> None:

@@ -94,6 +94,10 @@ def check_device(name: str) -> None:
         raise InputError(f"`device={name}` is not a device of PyTorch. Use cpu or cuda.") from error
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise InputError(f'`device={name}`: PyTorch finds no GPU.')
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise InputError(f'`device={name}`: PyTorch cannot compute there. Use cpu or cuda.') from error
 
 
 def find_config(name: str, folder: Path, what: str) -> Path:

@@ -77,7 +77,7 @@ class Explainer:
         for source, predictor in self.models.items():
             cams, logits = self.maps[source](predictor.model, predictor.prepare([photo])[0], classes)
             seen, probabilities = predictor.crop(photo).box(*photo.size), logits.sigmoid().tolist()
-            rows.append((source, [
+            rows.append((printable(source), [
                 (f'{predictor.names[c]} {probabilities[c]:.2f}',
                  'red' if target is not None and target[c] == 0 else 'black', overlay(photo, cam, seen))
                 for c, cam in zip(classes, cams)]))

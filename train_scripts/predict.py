@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         results.append(dict(
             file=str(file), labels=[dict(label=name, probability=round(p, 4)) for name, p in labels]))
         if args.format == 'text':
-            print(f'{printable(file)}: {", ".join(f"{name} {p:.2f}" for name, p in labels) or "no label"}')
+            print(f'{printable(file)}: {", ".join(f"{printable(name)} {p:.2f}" for name, p in labels) or "no label"}')
     if args.format == 'json':
         print(json.dumps(results, indent=2))
     if not results:

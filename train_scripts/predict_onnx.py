@@ -94,7 +94,9 @@ class OnnxModel:
         if not Path(file).is_file():
             fail(f'No ONNX file {file}. export.py writes one.')
         try:
-            self.session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+            # as bytes, because onnxruntime only opens names in UTF-8
+            content = Path(file).read_bytes()
+            self.session = onnxruntime.InferenceSession(content, providers=['CPUExecutionProvider'])
             self.config = json.loads(self.session.get_modelmeta().custom_metadata_map['timm_fan'])
         except KeyError:
             fail(f'{file} was not written by export.py: it contains no label names.')
@@ -149,7 +151,7 @@ def main() -> None:
         results.append(dict(
             file=str(file), labels=[dict(label=name, probability=round(p, 4)) for name, p in labels]))
         if args.format == 'text':
-            print(f'{printable(file)}: {", ".join(f"{name} {p:.2f}" for name, p in labels) or "no label"}')
+            print(f'{printable(file)}: {", ".join(f"{printable(name)} {p:.2f}" for name, p in labels) or "no label"}')
     if args.format == 'json':
         print(json.dumps(results, indent=2))
     if not results:

@@ -16,9 +16,11 @@ from typing import List
 import timm
 from command_line import create_parser, run_program
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 
 from timm_fan import InputError
 from timm_fan.files import read_text, write_text
+from timm_fan.hub import hub_errors
 from timm_fan.publish.card import DELETE_PATTERNS, card_of_run, card_of_variant, is_unmeasured, write_publication
 from timm_fan.publish.push import PushedFile, PushOptions, compare_with_repo, push_folder
 
@@ -71,11 +73,13 @@ def show(folder: Path, card: ModelCard, repo: str, options: PushOptions) -> None
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.update_cards == bool(args.repo):
-        raise InputError('Give FOLDER and REPO, or `update_cards` alone.')
+    if args.update_cards == bool(args.repo) or (args.update_cards and (args.folder or args.dry_run)):
+        raise InputError('Pass FOLDER and REPO, or `update_cards` alone.')
     if args.update_cards:
         update_cards()
         return
+    with hub_errors(args.repo):
+        validate_repo_id(args.repo)
     card = card_of_run(args.folder, args.repo, args.license, args.data_license)
     if args.card:
         args.card.parent.mkdir(parents=True, exist_ok=True)

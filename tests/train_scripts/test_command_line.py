@@ -99,3 +99,6 @@ def test_unknown_devices_are_refused(command_line):
     command_line.check_device('cpu')
     with pytest.raises(InputError, match='`device=tpu7` is not a device of PyTorch. Use cpu or cuda'):
         command_line.check_device('tpu7')
+    for name in ('meta', 'xla'):
+        with pytest.raises(InputError, match=f'`device={name}`: PyTorch cannot compute there. Use cpu or cuda'):
+            command_line.check_device(name)

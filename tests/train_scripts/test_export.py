@@ -1,9 +1,11 @@
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import pytest
-from helpers import photo, run_here, save_small_fan
+from helpers import SCRIPTS, photo, run_here, save_small_fan
 
 onnxruntime = pytest.importorskip('onnxruntime')
 
@@ -94,3 +96,12 @@ def test_name_of_an_unreadable_image_is_on_one_line(monkeypatch, capsys, model_f
     error = refused(monkeypatch, capsys, model_folder, '--images', file)
     assert error.startswith(f'error: --images: {tmp_path}/two\\nlines \\udce9.png cannot be read: ')
     assert error.count('\n') == 1
+
+
+def test_output_that_is_not_utf8(monkeypatch, capsys, model_folder, tmp_path):
+    output = tmp_path / os.fsdecode(b'caf\xe9')
+    export(monkeypatch, capsys, model_folder, '--output', output)
+    assert sorted(p.name for p in output.iterdir()) == ['model.onnx', 'model.pt2']
+    photo(150, 101).save(tmp_path / 'photo.jpg')
+    command = [sys.executable, SCRIPTS / 'predict_onnx.py', output / 'model.onnx', tmp_path / 'photo.jpg']
+    assert subprocess.run(command, capture_output=True, text=True).returncode == 0

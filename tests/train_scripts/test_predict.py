@@ -6,6 +6,7 @@ import pytest
 from helpers import run_here
 
 from timm_fan.data import read_coco
+from timm_fan.models import create_model, save_model
 
 
 def test_text_has_a_line_for_each_image(monkeypatch, capsys, run_folder, coco_folder):
@@ -47,3 +48,12 @@ def test_unreadable_images_are_left_out(monkeypatch, capsys, run_folder, coco_fo
     output = capsys.readouterr()
     assert output.out.startswith(f'{tmp_path / "b.jpg"}: ') and output.out.count('\n') == 1
     assert str(tmp_path / 'a.jpg') in output.err
+
+
+def test_a_label_is_on_one_line(monkeypatch, capsys, coco_folder, tmp_path):
+    model = create_model('test_resnet', num_classes=2).eval()
+    save_model(model, tmp_path / 'model', ['x\ny', 'z'], dict(input_size=(3, 64, 64)))
+    photo = coco_folder / 'val2014' / '000003.jpg'
+    assert run_here(monkeypatch, 'predict', tmp_path / 'model', photo, '--topk', '2') == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert 'x\\ny 0.' in line and 'z 0.' in line

@@ -145,6 +145,7 @@ def test_refused_pushes_end_in_one_message(server, monkeypatch, capsys, resnet18
     for folder in (tmp_path / 'none', tmp_path):
         assert f'{folder} contains no config.json. Pass a run folder' in refused(folder, 'me/model')
     assert 'no/such/repo' in refused(resnet18_run, 'no/such/repo')
+    assert 'a b/c' in refused(resnet18_run, 'a b/c', '--dry-run')
     monkeypatch.setenv('HF_TOKEN', 'hf_wrong')
     assert 'does not know your token. Log in again (hf auth login, or HF_TOKEN).' in refused(resnet18_run, 'me/model')
     monkeypatch.delenv('HF_TOKEN')
@@ -162,3 +163,9 @@ def test_model_of_plain_timm_is_published_too(server, monkeypatch, tmp_path):
     card = files_of(server.repos['me/plain'])['README.md'].content.decode()
     assert 'library_name: timm\n' in card and 'no record of the training' in card
     assert ModelCard(card).data.license == 'apache-2.0'
+
+
+@pytest.mark.parametrize('options', [['--update-cards', '--dry-run'], ['some/folder', '--update-cards']])
+def test_update_cards_stands_alone(monkeypatch, capsys, options):
+    assert run_here(monkeypatch, 'push_to_hub', *options) == 2
+    assert capsys.readouterr().err == 'error: Pass FOLDER and REPO, or --update-cards alone.\n'

@@ -51,3 +51,17 @@ def test_labels_in_another_order_get_a_new_head(monkeypatch, coco_folder, tmp_pa
         assert run_here(
             monkeypatch, 'train', *options, '--model', f'local-dir:{tmp_path / folder}', '--output', run) == 0
         assert ('it gets a new head' in (run / 'train.log').read_text()) == fresh
+
+
+@pytest.mark.parametrize('argument', ['pretrained=true', 'features_only=true', 'embed_dim=0', 'num_classes=3'])
+def test_arguments_that_a_run_cannot_have(monkeypatch, capsys, coco_folder, tmp_path, argument):
+    options = [*TINY, '--data-dir', coco_folder, '--output', tmp_path / 'run', '--model-kwargs', argument]
+    assert run_here(monkeypatch, 'train', *options) == 2
+    error = capsys.readouterr().err
+    assert argument.partition('=')[0] in error and 'Traceback' not in error
+
+
+def test_a_run_folder_is_not_a_model(monkeypatch, capsys, coco_folder, run_folder, tmp_path):
+    options = ['--data-dir', coco_folder, '--output', tmp_path / 'run', '--model', f'local-dir:{run_folder}']
+    assert run_here(monkeypatch, 'train', *NO_BACKBONE, *options) == 2
+    assert 'Pass the folder of a saved model, which is best/ in a run folder.' in capsys.readouterr().err

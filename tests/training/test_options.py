@@ -76,6 +76,11 @@ def test_none_is_the_default():
     assert TrainingOptions.parse(dict(epochs=None, img_size=None)) == TrainingOptions()
 
 
+@pytest.mark.parametrize('name', ['mixed_precision', 'torchcompile'])
+def test_no_is_read_from_a_file_as_from_the_command_line(name):
+    assert getattr(TrainingOptions.parse(yaml.safe_load(f'{name}: no')), name) == 'no'
+
+
 def test_options_are_constant():
     with pytest.raises(ValueError, match='frozen'):
         TrainingOptions().epochs = 3

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import List, Sequence, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from timm_fan.errors import InputError
 from timm_fan.files import printable
@@ -37,6 +37,10 @@ def load_image(source: Union[str, Path, bytes]) -> Image.Image:
             if image.has_transparency_data:  # mostly black underneath
                 image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
             return image if image.mode == 'RGB' else image.convert('RGB')  # convert() always copies
+    except UnidentifiedImageError as error:
+        if isinstance(source, bytes):  # the message would name a buffer in memory
+            raise UnidentifiedImageError('cannot identify image file') from error
+        raise
     except UNREADABLE:
         raise
     except Exception as error:  # Pillow's plugins raise anything for damaged files

@@ -40,6 +40,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         check_name(name)
     elif source == 'local-dir' and not Path(place).is_dir():
         raise InputError(f'{name}: no such folder. Pass the folder of a saved model.')
+    elif source == 'local-dir' and not (Path(place) / 'config.json').is_file():
+        raise InputError(f'{name}: no config.json. Pass the folder of a saved model, which is best/ in a run folder.')
     try:
         with hub_errors(name):
             return timm.create_model(name, **kwargs)

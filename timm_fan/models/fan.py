@@ -19,6 +19,7 @@ from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs,
 from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
+from timm_fan.errors import InputError
 from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, GridPooling, create_head
 
 from .backbone import Backbone
@@ -70,7 +71,8 @@ class FAN(nn.Module):
         backbone_args: Other arguments of the backbone.
 
     Raises:
-        timm_fan.InputError: Unknown backbone, head or `context_pool`, or weights that cannot be loaded.
+        timm_fan.InputError: Unknown backbone, head or `context_pool`, embed_dim below 1, or weights that cannot be
+            loaded.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class FAN(nn.Module):
     ):
         dd = {'device': device, 'dtype': dtype}
         super().__init__()
+        if embed_dim is not None and embed_dim < 1:
+            raise InputError(f'`embed_dim` must be at least 1, got {embed_dim}.')
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -121,7 +125,7 @@ class FAN(nn.Module):
         # the name depends on the backbone
         self._traits = dict(first_conv=tuple(f'backbone.{n}' for n in self.backbone.first_convs()) or None)
 
-        self.embed_dim = embed_dim or _default_embed_dim(channels[-1])
+        self.embed_dim = _default_embed_dim(channels[-1]) if embed_dim is None else embed_dim
         self.frn = FeatureRefinementNetwork(
             self.feature_info, self.embed_dim, context_pool, norm_layer, act_layer, lite, **dd,
         ) if frn else GridPooling(self.feature_info)

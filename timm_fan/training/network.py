@@ -47,6 +47,8 @@ def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
     kwargs = dict(options.model_kwargs)
     if 'num_classes' in kwargs or kwargs.get('in_chans', 3) != 3:
         raise InputError('`model_kwargs`: the data determines num_classes, and images have three channels.')
+    if 'pretrained' in kwargs or 'features_only' in kwargs:
+        raise InputError('`model_kwargs` must not have features_only, nor pretrained: set `pretrained_backbone`.')
     if options.model.startswith('fan'):
         if options.img_size:
             kwargs.setdefault('img_size', options.img_size)

@@ -106,8 +106,11 @@ class TrainingOptions(BaseModel):
 
     @field_validator('*', mode='before')
     @classmethod
-    def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+    def _no_bool_for_others(cls, value: Any, info: Any) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if value is False and info.field_name in ('mixed_precision', 'torchcompile'):
+            return 'no'  # which YAML reads as false
+        if isinstance(value, bool) and annotation is not bool:
             raise ValueError('should not be true or false')
         return value
 
