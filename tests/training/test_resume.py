@@ -41,6 +41,7 @@ def counted(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*args, **kwargs)
 setattr(module, name, counted)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background processes without one
 sys.argv = sys.argv[4:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name='__main__')
