@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import datasets
 import numpy as np
+import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -81,6 +82,25 @@ def run_here(monkeypatch, program: str, *args, prepare: Callable[[Any], None] = 
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return 0
+
+
+def run_killed(monkeypatch, epoch: int, *args) -> None:
+    """Run train.py up to an epoch, counted from 0, at whose start it ends as if it were killed."""
+    class Killed(BaseException):
+        pass
+
+    def prepare(module: Any) -> None:
+        train_one_epoch = module.train_one_epoch
+
+        def train_or_die(current: int, *args) -> float:
+            if current == epoch:
+                raise Killed
+            return train_one_epoch(current, *args)
+
+        module.train_one_epoch = train_or_die
+
+    with pytest.raises(Killed):
+        run_here(monkeypatch, 'train', *args, prepare=prepare)
 
 
 def history(run: Path) -> List[Dict[str, float]]:

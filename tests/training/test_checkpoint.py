@@ -3,9 +3,8 @@ import json
 import pickle
 from pathlib import Path
 
-import pytest
 import torch
-from helpers import TINY, run_here
+from helpers import TINY, run_here, run_killed
 from safetensors.torch import load_file
 
 from timm_fan.models import load_model
@@ -50,10 +49,6 @@ def test_damaged_checkpoints_are_named(monkeypatch, capsys, coco_folder, tmp_pat
     assert f'The checkpoint {newest} is damaged' in error()
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_backbone_that_shares_tensors_is_resumed(monkeypatch, coco_folder, tmp_path):
     """CoaT has tensors under two names, of which accelerate saves one."""
     options = [
@@ -61,19 +56,7 @@ def test_a_backbone_that_shares_tensors_is_resumed(monkeypatch, coco_folder, tmp
         '--ema-decay', '0.9', '--no-report', '--data-dir', coco_folder]
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     assert run_here(monkeypatch, 'train', *options, '--output', whole) == 0
-
-    def kill_after_the_first_epoch(module):
-        train_one_epoch = module.train_one_epoch
-
-        def train_or_die(epoch, *args):
-            if epoch == 1:
-                raise Killed
-            return train_one_epoch(epoch, *args)
-
-        module.train_one_epoch = train_or_die
-
-    with pytest.raises(Killed):
-        run_here(monkeypatch, 'train', *options, '--output', cut, prepare=kill_after_the_first_epoch)
+    run_killed(monkeypatch, 1, *options, '--output', cut)
     assert run_here(monkeypatch, 'train', *options, '--output', cut, '--resume') == 0
     assert 'after epoch 1 and 0 updates' in (cut / 'train.log').read_text()
     assert (cut / 'history.csv').read_text() == (whole / 'history.csv').read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, SCRIPTS, TINY, history, launch, run_here
+from helpers import ROOT, SCRIPTS, TINY, history, launch, run_here, run_killed
 from safetensors.torch import load_file
 
 from timm_fan.training import RunFolder, checkpoint
@@ -174,22 +174,7 @@ def test_interrupted_while_scenes_are_drawn(tmp_path):
 def test_resume_gives_the_weights_of_one_run(monkeypatch, coco_folder, tmp_path):
     options = [*TINY, '--epochs', '3', '--data-dir', coco_folder, '--ema-decay', '0.9', '--cutmix', '1']
     assert run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'whole') == 0
-
-    class Killed(BaseException):
-        pass
-
-    def kill_in_the_third_epoch(module):
-        train_one_epoch = module.train_one_epoch
-
-        def train_or_die(epoch, *args):
-            if epoch == 2:
-                raise Killed
-            return train_one_epoch(epoch, *args)
-
-        module.train_one_epoch = train_or_die
-
-    with pytest.raises(Killed):
-        run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'cut', prepare=kill_in_the_third_epoch)
+    run_killed(monkeypatch, 2, *options, '--output', tmp_path / 'cut')
     assert run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'cut', '--resume') == 0
     assert [row['mAP'] for row in history(tmp_path / 'cut')] == [row['mAP'] for row in history(tmp_path / 'whole')]
     whole = load_file(tmp_path / 'whole' / 'last' / 'model.safetensors')
