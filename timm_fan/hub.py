@@ -9,7 +9,8 @@ from .errors import InputError
 
 # organization with the weights of the default tags; a mirror sets its own
 HUB_ORG = os.environ.get('TIMM_FAN_HUB_ORG', 'timm-fan')
-WEIGHTS_NAME = 'model.safetensors'
+# files of a model, on the Hub and in a folder
+CONFIG_NAME, WEIGHTS_NAME = 'config.json', 'model.safetensors'
 _LOG_IN = '(hf auth login, or HF_TOKEN)'
 
 

@@ -10,7 +10,7 @@ import torch.nn as nn
 from timm.models import parse_model_name
 
 from timm_fan.errors import InputError
-from timm_fan.hub import hub_errors
+from timm_fan.hub import CONFIG_NAME, hub_errors
 
 
 def check_name(name: str, what: str = 'The model') -> None:
@@ -40,8 +40,8 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         check_name(name)
     elif source == 'local-dir' and not Path(place).is_dir():
         raise InputError(f'{name}: no such folder. Pass the folder of a saved model.')
-    elif source == 'local-dir' and not (Path(place) / 'config.json').is_file():
-        raise InputError(f'{name}: no config.json. Pass the folder of a saved model, which is best/ in a run folder.')
+    elif source == 'local-dir' and not (Path(place) / CONFIG_NAME).is_file():
+        raise InputError(f'{name}: no {CONFIG_NAME}. Pass the folder of a saved model, which is best/ in a run folder.')
     try:
         with hub_errors(name):
             return timm.create_model(name, **kwargs)

@@ -13,11 +13,10 @@ from timm.models._hub import save_config_for_hf
 
 from timm_fan.errors import InputError
 from timm_fan.files import check_utf8, read_json, write_text, written_folder
-from timm_fan.hub import WEIGHTS_NAME, hub_errors
+from timm_fan.hub import CONFIG_NAME, WEIGHTS_NAME, hub_errors
 
 from .factory import create_model
 
-CONFIG_NAME = 'config.json'
 # folder of the best model in a folder that has several
 BEST = 'best'
 

@@ -13,10 +13,9 @@ from timm.models import get_pretrained_cfg
 from timm_fan.cost import Cost, count_cost
 from timm_fan.errors import InputError
 from timm_fan.files import read_json, read_text, write_text
-from timm_fan.hub import WEIGHTS_NAME, default_repo
+from timm_fan.hub import CONFIG_NAME, WEIGHTS_NAME, default_repo
 from timm_fan.layers import FeatureRefinementNetwork
 from timm_fan.models import FAN, model_folder
-from timm_fan.models.folder import CONFIG_NAME
 from timm_fan.provenance import file_sha256
 from timm_fan.report import paper_scores, percent
 from timm_fan.report.report import measured_scores

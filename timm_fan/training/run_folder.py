@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 from timm_fan.data import MultiLabelDataset
 from timm_fan.errors import InputError
 from timm_fan.files import check_utf8, read_json, read_yaml, recover_folder, write_text
-from timm_fan.models.folder import BEST, CONFIG_NAME
+from timm_fan.hub import CONFIG_NAME
+from timm_fan.models.folder import BEST
 from timm_fan.provenance import environment
 
 from .bad_samples import BadSamples
