@@ -152,10 +152,10 @@ class Exporter:
 
 
 def _load(source: Union[str, Path], img_size: Optional[int], fixed_size: bool) -> Tuple[nn.Module, bool]:
-    """The model, and whether its image size is free. If only position embeddings fix it, the model is rebuilt."""
+    """The model, and whether its image size is dynamic. If only position embeddings fix it, the model is rebuilt."""
     model = load_model(source)
     fixed = bool(model.pretrained_cfg.get('fixed_input_size'))
-    free = not (fixed_size or fixed or any(isinstance(m, (Conv2dSame, AvgPool2dSame)) for m in model.modules()))
+    dynamic_size = not (fixed_size or fixed or any(isinstance(m, (Conv2dSame, AvgPool2dSame)) for m in model.modules()))
     network = getattr(model.backbone.net, 'model', None) if isinstance(model, FAN) else None
     if fixed and not fixed_size and hasattr(network, 'pos_embed'):
         name = f'local-dir:{model_folder(source)}' if Path(source).is_dir() else str(source)
@@ -167,9 +167,9 @@ def _load(source: Union[str, Path], img_size: Optional[int], fixed_size: bool) -
         else:
             dynamic.thresholds = model.thresholds
             return dynamic, True
-    if fixed and img_size and not free:
+    if fixed and img_size:
         if not hasattr(model, 'set_input_size'):
             raise InputError(
                 f'`img_size`: {source} has the fixed size {model.pretrained_cfg["input_size"][1:]}.')
         model.set_input_size(img_size=(img_size, img_size))
-    return model, free
+    return model, dynamic_size

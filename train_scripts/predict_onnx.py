@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import List, NoReturn
 
@@ -63,7 +64,10 @@ def find_images(paths: List[str]) -> List[Path]:
 
 def load_image(file: Path) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with (
+            warnings.catch_warnings(action='ignore', category=Image.DecompressionBombWarning),
+            Image.open(file) as image,
+        ):
             if max(image.size) > 100 * min(image.size):
                 raise ValueError(f'{image.width} x {image.height} pixels: one side is more than 100 times the other')
             image = ImageOps.exif_transpose(image)
