@@ -150,7 +150,7 @@ def main(args: argparse.Namespace) -> None:
     set_seed(options.seed)
     train_set, val_set = open_splits(options, accelerator)
     run.load_progress(options, train_set.class_names, len(train_set))
-    network = create_network(options, train_set.class_names, accelerator)
+    network = create_network(options, train_set, accelerator)
     train_loader, val_loader = create_loaders(train_set, val_set, network.data_config, options, accelerator)
     run.open(options, accelerator, train=train_set, val=val_set)
     training = Training(network, train_set, options, accelerator)

@@ -1,5 +1,6 @@
 """Strings and labels of many images in a few arrays."""
 import numpy as np
+import pytest
 import torch
 
 from timm_fan.data import PackedStrings, SparseLabels
@@ -11,6 +12,8 @@ def test_packed_strings_and_labels():
     labels = SparseLabels([((0, 2), (), ()), ((), (1,), (2,)), ((), (), ())], 3)
     assert torch.stack([labels.target(i) for i in range(3)]).tolist() == [[1, 0, 1], [0, 0, -1], [0, 0, 0]]
     assert labels.counts().tolist() == [[1, 0, 1], [2, 3, 1], [0, 0, 1]]
+    assert torch.allclose(labels.prior(), torch.tensor([1.5 / 4, 0.5 / 4, 1.5 / 3]))
+    assert SparseLabels([((), (), (0,)), ((), (), (0,))], 1).prior().tolist() == pytest.approx([0.01])
 
 
 def test_labels_of_open_images_stay_small():

@@ -8,7 +8,7 @@ import torch
 from timm.layers.ml_decoder import TransformerDecoderLayerOptimal
 
 from timm_fan import InputError
-from timm_fan.layers import CSRA, HEADS, MLDecoder, Query2Label
+from timm_fan.layers import CSRA, HEADS, MLDecoder, Query2Label, init_classifier
 from timm_fan.layers.query2label import sine_position
 
 
@@ -31,6 +31,25 @@ def test_shapes_gradients_and_reset(head):
     model.reset_classifier(3)
     assert model(x).shape == (2, 3) and model.get_classifier() is model.head.fc
     assert timm.create_model('fan', backbone='test_resnet', num_classes=5, head=head)(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'vgg11', 'levit_128s', 'deit_tiny_distilled_patch16_224'])
+def test_every_kind_of_classifier_can_start_at_a_prior(name):
+    """A linear layer, one in a larger head, one after a norm, and two of them."""
+    model = timm.create_model(name, num_classes=3)
+    prior = torch.tensor([0.1, 0.5, 0.01])
+    classifier = model.get_classifier()
+    init_classifier(classifier, prior)
+    for module in classifier if isinstance(classifier, (tuple, list)) else [classifier]:
+        bias = next(p for n, p in module.named_parameters() if n in ('bias', 'linear.bias'))
+        assert torch.allclose(bias.sigmoid(), prior)
+
+
+def test_a_classifier_without_bias_is_unchanged():
+    model = bare('csra')
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.init_classifier(torch.full((7,), 0.1))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_wrong_names_and_arguments_are_refused():

@@ -110,13 +110,57 @@ def test_the_final_norm_of_a_transformer_is_applied_to_every_map():
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize('name, normed, raw', [
-    ('test_vit', True, False), ('test_vit_relpos', False, True), ('test_convnext', False, True),
-    ('swin_tiny_patch4_window7_224', False, True), ('test_resnet', False, False), ('vgg11', False, False)])
-def test_which_maps_need_a_norm(name, normed, raw):
+@pytest.mark.parametrize('name, normed, final, raw', [
+    ('test_vit', True, False, '000'), ('test_vit_relpos', False, False, '111'), ('test_convnext', False, False, '111'),
+    ('swin_tiny_patch4_window7_224', False, True, '110'), ('test_efficientnet', False, True, '000'),
+    ('test_resnet', False, False, '000'), ('vgg11', False, False, '000')])
+def test_which_maps_need_a_norm(name, normed, final, raw):
     model = timm.create_model('fan', backbone=name, device='meta')
-    assert (model.backbone.normed, model.backbone.raw) == (normed, raw)
-    assert all(isinstance(m, nn.LayerNorm if raw else nn.Identity) for m in model.norm)
+    assert (model.backbone.normed, model.backbone.final) == (normed, final)
+    assert ''.join(str(int(r)) for r in model.backbone.raw) == raw
+    assert all(isinstance(m, nn.LayerNorm) == (r == '1') for m, r in zip(model.norm, raw, strict=True))
+
+
+@pytest.mark.parametrize('name, size', [
+    ('test_efficientnet', 97), ('resnetv2_18', 64), ('test_mambaout', 96), ('hrnet_w18_small', 64),
+    ('ghostnet_050', 64), ('resnet18', 65), ('vgg11', 64)])
+def test_x4_is_what_the_plain_model_pools(name, size):
+    """Over a plain model whose head is pooling and a linear layer, a FAN without its parts is that model."""
+    plain = timm.create_model(name, num_classes=0).eval()
+    backbone = Backbone(name).eval()
+    backbone.load_state_dict(backbone.from_plain(plain.state_dict()))
+    x = torch.randn(2, 3, size, size)
+    features = plain.forward_features(x)
+    if features.shape[-1] == plain.num_features:  # NHWC
+        features = features.permute(0, 3, 1, 2)
+    torch.testing.assert_close(backbone(x)[-1], features)
+    assert backbone.channels[-1] == plain.num_features
+    last = Backbone(name, final=False)
+    assert [m.shape for m in backbone(x)[:2]] == [m.shape for m in last(x)[:2]]
+
+
+def test_a_fan_without_its_parts_is_the_plain_model():
+    plain = timm.create_model('test_efficientnet', num_classes=5).eval()
+    model = timm.create_model(
+        'fan', backbone='test_efficientnet', num_classes=5, frn=False, cln=False, global_pool='avg').eval()
+    model.backbone.load_state_dict(model.backbone.from_plain(plain.state_dict()))
+    model.head.fc.load_state_dict(plain.classifier.state_dict())
+    x = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(model(x), plain(x))
+
+
+def test_without_final_features_x4_is_the_last_map():
+    backbone = Backbone('test_efficientnet', final=False)
+    expected = timm.create_model('test_efficientnet', features_only=True)
+    assert backbone.channels == expected.feature_info.channels()[-3:] and not backbone.final
+
+
+def test_pruning_final_features():
+    model = timm.create_model('fan', backbone='test_efficientnet').eval()
+    x = torch.randn(1, 3, 64, 64)
+    x2, x3, _ = model.forward_maps(x)
+    model.prune_intermediate_layers([0, 1], prune_norm=True)
+    assert all(map(torch.equal, model.forward_intermediates(x, intermediates_only=True), (x2, x3)))
 
 
 def test_nhwc_maps_become_nchw():

@@ -78,6 +78,30 @@ def test_a_grid_is_searched_trained_compared_and_continued(monkeypatch, capsys, 
     assert len({line.count('|') for line in table}) == 1
 
 
+def test_a_grid_over_a_frozen_backbone_keeps_its_maps(monkeypatch, capsys, coco_folder, tmp_path):
+    """The search has other images, and the model that was trained on maps gives the same scores on photographs."""
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    content = merge_options(GRID, dict(
+        views=2, search_options=dict(min_crop=0.5), options={**OPTIONS, 'backbone_lr': 0, 'epochs': 3}))
+    (tmp_path / 'maps.yaml').write_text(yaml.safe_dump(content))
+    options = ['--data-dir', coco_folder, '--runs', tmp_path / 'runs', '--results', tmp_path, '--seeds', '1']
+    assert run_here(monkeypatch, 'ablation', tmp_path / 'maps.yaml', *options, '--jobs', '2') == 0
+    records = [json.loads(line) for line in (tmp_path / 'maps.jsonl').read_text().splitlines()]
+    assert [r['search'] for r in records].count(True) == 3
+    assert all(('min_crop' in r['options']) == r['search'] and r['views'] == 2 for r in records)
+    # for each seed, which determines the backbone: two views, and the validation images
+    assert len(list((tmp_path / 'runs' / 'maps' / 'maps').glob('*.lock'))) == 6
+    for record in records:
+        if not record['search']:
+            run = tmp_path / 'runs' / 'maps' / f'{record["row"]}-seed0' / 'last'
+            capsys.readouterr()
+            assert run_here(
+                monkeypatch, 'validate', run, '--data', 'coco2014', '--data-dir', coco_folder, '--json') == 0
+            assert json.loads(capsys.readouterr().out)['mAP'] == pytest.approx(record['mAP'], abs=0.02)
+    page = (tmp_path / 'maps.md').read_text()
+    assert '2 random views' in page and '| Top-3 OF1 |' in page and 'min_crop' in page
+
+
 def test_mistakes_are_named(monkeypatch, capsys, coco_folder, tmp_path, grid):
     def error(*args):
         assert run_here(monkeypatch, 'ablation', *args, '--results', tmp_path, '--runs', tmp_path / 'runs') == 2

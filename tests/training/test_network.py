@@ -1,23 +1,26 @@
 """The model of a run: where its weights come from, and what is frozen."""
 
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from helpers import TINY, load_program, run_here
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from timm_fan import InputError
+from timm_fan.data import read_coco
 from timm_fan.models import load_model, save_model
 from timm_fan.training import create_network
 
 NO_BACKBONE = [o for o in TINY if o not in ('--backbone', 'test_resnet')]
 
 
-def test_weights_as_model_arguments(monkeypatch, lite0_weights):
+def test_weights_as_model_arguments(monkeypatch, coco_folder, lite0_weights):
     train = load_program(monkeypatch, 'train')
     options = ['--backbone', 'tf_efficientnet_lite0', '--model-kwargs', f'backbone_weights={lite0_weights}']
     options, *_ = train.read_arguments(train.build_parser().parse_args(options))
-    model = create_network(options, ['a', 'b', 'c'], Accelerator(cpu=True)).model
-    assert torch.equal(model.backbone.net.conv_stem.weight, load_file(lite0_weights)['conv_stem.weight'])
+    model = create_network(options, read_coco(coco_folder, 'train2014'), Accelerator(cpu=True)).model
+    assert torch.equal(model.backbone.net.model.conv_stem.weight, load_file(lite0_weights)['conv_stem.weight'])
 
 
 @pytest.mark.parametrize('model, head', [
@@ -65,3 +68,59 @@ def test_a_run_folder_is_not_a_model(monkeypatch, capsys, coco_folder, run_folde
     options = ['--data-dir', coco_folder, '--output', tmp_path / 'run', '--model', f'local-dir:{run_folder}']
     assert run_here(monkeypatch, 'train', *NO_BACKBONE, *options) == 2
     assert 'Pass the folder of a saved model, which is best/ in a run folder.' in capsys.readouterr().err
+
+
+def network(monkeypatch, train_set, *options):
+    train = load_program(monkeypatch, 'train')
+    options, *_ = train.read_arguments(train.build_parser().parse_args([*NO_BACKBONE, *map(str, options)]))
+    return create_network(options.resolved(), train_set, Accelerator(cpu=True)).model
+
+
+@pytest.mark.parametrize('options', [
+    ['--model', 'test_resnet'], ['--backbone', 'test_resnet'],
+    *(['--backbone', 'test_resnet', '--model-kwargs', f'head={head}'] for head in ('ml_decoder', 'query2label'))])
+def test_a_new_classifier_starts_at_the_frequencies_of_the_labels(monkeypatch, coco_folder, tmp_path, options):
+    train_set = read_coco(coco_folder, 'train2014')
+    prior = (train_set.labels.counts()[0] + 0.5) / (len(train_set) + 1)
+    model = network(monkeypatch, train_set, *options)
+    assert torch.allclose(model.get_classifier().bias.sigmoid(), prior)
+    model = network(monkeypatch, train_set, *options, '--head-init-bias', '-3.4')
+    assert torch.allclose(model.get_classifier().bias, torch.tensor(-3.4))
+
+
+def test_a_trained_classifier_keeps_its_bias(monkeypatch, coco_folder, tmp_path):
+    train_set = read_coco(coco_folder, 'train2014')
+    model = network(monkeypatch, train_set, '--backbone', 'test_resnet', '--head-init-bias', '0.5')
+    names, config = train_set.class_names, dict(model.pretrained_cfg)
+    save_model(model, tmp_path / 'same', names, config)
+    save_model(model, tmp_path / 'turned', names[::-1], config)
+    for folder, kept in (('same', True), ('turned', False)):
+        loaded = network(monkeypatch, train_set, '--model', f'local-dir:{tmp_path / folder}')
+        assert torch.equal(loaded.head.fc.bias, model.head.fc.bias) == kept
+    loaded = network(
+        monkeypatch, train_set, '--model', f'local-dir:{tmp_path / "same"}', '--head-init-bias', '7')
+    assert torch.equal(loaded.head.fc.bias, model.head.fc.bias)
+
+
+def test_a_plain_model_takes_weights_but_not_their_classifier(monkeypatch, coco_folder, tmp_path):
+    train_set = read_coco(coco_folder, 'train2014')
+    for num_classes in (1000, len(train_set.class_names)):
+        plain = timm.create_model('test_resnet', num_classes=num_classes)
+        torch.nn.init.constant_(plain.fc.weight, 7.)
+        file = tmp_path / f'{num_classes}.safetensors'
+        save_file(plain.state_dict(), file)
+        model = network(monkeypatch, train_set, '--model', 'test_resnet', '--backbone-weights', file)
+        own, theirs = model.state_dict(), plain.state_dict()
+        assert all(torch.equal(own[name], value) for name, value in theirs.items() if not name.startswith('fc.'))
+        assert not (model.fc.weight == 7).any() and 'state_dict' not in model.pretrained_cfg
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--model', 'test_resnet', '--backbone', 'test_vit'], '`backbone` requires a fan model'),
+    (['--model', 'test_resnet', '--backbone-weights', 'no.safetensors'], 'no file no.safetensors'),
+    (['--model', 'no_such', '--backbone-weights', 'x'], "'no_such' is not known to timm"),
+    (['--model', 'local-dir:best', '--backbone-weights', 'x'], 'leave `backbone_weights` out'),
+])
+def test_weights_that_cannot_be_used_are_refused(monkeypatch, coco_folder, options, message):
+    with pytest.raises(InputError, match=message):
+        network(monkeypatch, read_coco(coco_folder, 'train2014'), *options)

@@ -90,6 +90,16 @@ class SparseLabels:
         listed[1 if self.default == 0 else 2] += len(self) - sum(listed)
         return torch.from_numpy(np.stack(listed))
 
+    def prior(self) -> torch.Tensor:
+        """Frequency of each class among its known labels, strictly between 0 and 1, float32 (num_classes,)
+
+        Half a label is added to both sides, so that its log-odds are finite. A class without any known label has 0.01,
+        as in https://arxiv.org/abs/1708.02002, Section 5.1.
+        """
+        present, absent, _ = self.counts()
+        known = present + absent
+        return torch.where(known > 0, (present + 0.5) / (known + 1), 0.01)
+
 
 class Boxes:
     """Objects of many images: boxes (x, y, width, height) in pixels, their classes, and the sizes of the images."""

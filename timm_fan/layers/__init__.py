@@ -9,6 +9,6 @@ from .feature_refinement import (
     fit_grid,
     halve,
 )
-from .head import HEADS, MapHead, create_head
+from .head import HEADS, MapHead, create_head, init_classifier
 from .ml_decoder import MLDecoder
 from .query2label import Query2Label

@@ -1,5 +1,5 @@
 """Classifiers on a feature map: linear on pooled features, or a head of another method."""
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
@@ -60,6 +60,26 @@ class MapHead(nn.Module):
         if pre_logits or self.num_classes == 0:
             return self.global_pool(x)
         return self.fc(self.drop(x))
+
+
+def init_classifier(classifier: Union[nn.Module, Sequence[nn.Module]], prior: torch.Tensor) -> None:
+    """Let a new classifier start at the frequencies of its classes, instead of a probability of 0.5.
+
+    Its bias becomes the log-odds of the classes. https://arxiv.org/abs/1708.02002, Section 3.3, does so with one
+    frequency for all classes. A classifier without a bias, that of CSRA, is unchanged.
+
+    Args:
+        classifier: Result of a timm model's `get_classifier`, a module or several.
+        prior: Probability of each class, strictly between 0 and 1, (num_classes,).
+    """
+    modules = [classifier] if isinstance(classifier, nn.Module) else classifier
+    for module in modules:
+        bias = getattr(module, 'bias', None)
+        if not isinstance(bias, nn.Parameter):  # a norm and a linear layer
+            bias = next((p for name, p in module.named_parameters() if name.endswith('linear.bias')), None)
+        if bias is not None:
+            with torch.no_grad():
+                bias.copy_(prior.logit())
 
 
 def create_head(

@@ -36,15 +36,32 @@ class NormedFeatureGetterNet(FeatureGetterNet):
         super().__init__(model, norm=norm, **kwargs)
 
 
+class FinalFeatureGetterNet(FeatureGetterNet):
+    """Returns the output of the model's `forward_features` in place of its last map."""
+
+    def __init__(self, model: nn.Module, **kwargs: Any):
+        super().__init__(model, prune=False, **kwargs)  # pruning would remove the layers after the last map
+        model.reset_classifier(0, '')
+        self.feature_info.info[self.out_indices[-1]]['num_chs'] = model.num_features
+
+    def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
+        final, maps = self.model.forward_intermediates(x, indices=self.out_indices, output_fmt='NCHW')
+        if final.shape[1:] == (*maps[-1].shape[2:], self.model.num_features):
+            final = final.permute(0, 3, 1, 2).contiguous()  # NHWC -> NCHW
+        return [*maps[:-1], final]
+
+
 @register_notrace_module
 class Backbone(nn.Module):
     """Three feature maps of a timm model, as NCHW.
 
     Channels, strides and the number of maps come from timm's `feature_info`, not from a table of names.
 
-    timm's feature networks leave out the final norm of a model. Where it fits every map (isotropic transformers), it is
-    applied here, and `normed` is true. The maps of other networks with layer norms are a residual stream without any
-    normalization, and `raw` is true.
+    timm's feature networks leave out what a model has between its last map and its classifier: final norms and
+    activations, and convolutions such as `conv_head` of EfficientNets. With `final`, x4 is the output of the model's
+    `forward_features` instead, where that is a map on the same grid. Where the final norm fits every map (isotropic
+    transformers), it is applied to all three. The other maps of networks with layer norms are a residual stream without
+    any normalization, and `raw` is true for them.
 
     Args:
         name: Any timm model that supports `features_only=True`, with or without a tag.
@@ -52,6 +69,7 @@ class Backbone(nn.Module):
         weights: Safetensors file with the weights of the plain timm model, used instead of those on the Hub.
         in_chans: Channels of the input image.
         img_size: Input size in pixels, for models with a fixed size.
+        final: Let x4 be what the model's own classifier pools.
         kwargs: Other arguments of the timm model.
 
     Raises:
@@ -65,6 +83,7 @@ class Backbone(nn.Module):
             weights: Optional[Union[str, Path]] = None,
             in_chans: int = 3,
             img_size: Optional[Union[int, Tuple[int, int]]] = None,
+            final: bool = True,
             device=None,
             dtype=None,
             **kwargs: Any,
@@ -78,7 +97,8 @@ class Backbone(nn.Module):
         if img_size is not None and self.fixed_input_size:
             self.args['img_size'] = img_size
 
-        levels = self._choose_network()
+        self._head_modules: List[str] = []
+        levels = self._choose_network(final)
         source: Dict[str, Any] = dict(pretrained=pretrained)
         if weights:
             source = dict(pretrained=True, pretrained_cfg_overlay=dict(state_dict=read_backbone_weights(name, weights)))
@@ -92,8 +112,10 @@ class Backbone(nn.Module):
         self.reductions: List[int] = [info.reduction()[i] for i in self.maps]
         self.nhwc: bool = getattr(self.net, 'output_fmt', None) == Format.NHWC
         self.normed = isinstance(self.net, NormedFeatureGetterNet)
-        self.raw = not self.normed and any(
-            isinstance(m, (nn.LayerNorm, nn.GroupNorm, RmsNorm, RmsNorm2d)) for m in self.net.modules())
+        self.final = isinstance(self.net, FinalFeatureGetterNet)
+        layer_norms = any(isinstance(m, (nn.LayerNorm, nn.GroupNorm, RmsNorm, RmsNorm2d)) for m in self.net.modules())
+        raw = layer_norms and not self.normed
+        self.raw: List[bool] = [raw, raw, raw and not self.final]
 
     def _input_size(self) -> Tuple[int, int]:
         cfg = get_pretrained_cfg(self.name)
@@ -101,9 +123,12 @@ class Backbone(nn.Module):
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def _create(self, **kwargs: Any) -> nn.Module:
-        return timm.create_model(self.name, features_only=True, **{**self.args, **kwargs})
+        net = timm.create_model(self.name, features_only=True, **{**self.args, **kwargs})
+        for name in self._head_modules:
+            net.set_submodule(name, nn.Identity())
+        return net
 
-    def _choose_network(self) -> List[int]:
+    def _choose_network(self, final: bool) -> List[int]:
         """Set in `args` which maps to return and how to get them; returns the indices of x2, x3, x4."""
         try:
             probe = self._create(device='meta')
@@ -120,10 +145,38 @@ class Backbone(nn.Module):
             gained = normed.state_dict().keys() - probe.state_dict().keys()
             if gained and len({reductions[i] for i in levels}) == 1:
                 self.args['feature_cls'] = NormedFeatureGetterNet
+                return levels
+        if final and levels[-1] not in levels[:-1] and self._has_final_map(probe.feature_info.channels()[-1]):
+            self.args['feature_cls'] = FinalFeatureGetterNet
+            self._head_modules = self._modules_without_effect()
+        elif isinstance(probe, FeatureGetterNet):
+            pass
         elif self.fixed_input_size and hasattr(self._create_plain(), 'set_input_size'):
             # keeps the whole model, including its method to change the size
             self.args['feature_cls'] = 'getter'
         return levels
+
+    def _has_final_map(self, channels: int) -> bool:
+        """Whether `forward_features` returns another map than the last one, which has `channels`, on the same grid."""
+        plain = self._create_plain().eval()
+        x = torch.zeros(1, self.args['in_chans'], *self._input_size(), device='meta')
+        try:
+            final, maps = plain.forward_intermediates(x, indices=1, output_fmt='NCHW')
+        except (AttributeError, AssertionError, NotImplementedError, RuntimeError):  # or impossible on this device
+            return False
+        if not isinstance(final, torch.Tensor) or final.ndim != 4:
+            return False
+        grids = (final.shape[2:], final.shape[1:3])  # NCHW, NHWC
+        return maps[-1].shape[2:] in grids and (final is not maps[-1] or channels != plain.num_features)
+
+    def _modules_without_effect(self) -> List[str]:
+        """Modules with parameters that the maps do not depend on: what a classifier has before its last layer."""
+        net = self._create(device='meta').eval()
+        maps = net(torch.zeros(1, self.args['in_chans'], *self._input_size(), device='meta'))
+        named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(sum(m.sum() for m in maps), [p for _, p in named], allow_unused=True)
+        unused = [name.rpartition('.')[0] for (name, _), gradient in zip(named, gradients) if gradient is None]
+        return list(dict.fromkeys(unused))
 
     def _create_plain(self) -> nn.Module:
         args = {k: v for k, v in self.args.items() if k not in ('out_indices', 'feature_cls')}
@@ -178,6 +231,8 @@ class Backbone(nn.Module):
         self.maps, self.channels, self.reductions = (
             v[:num_maps] for v in (self.maps, self.channels, self.reductions))
         self.args['out_indices'] = self.args['out_indices'][:max(self.maps) + 1]
+        if self.final:
+            self.args['feature_cls'], self.final, self._head_modules = 'getter', False, []
         old, net = self.net, self._create(**get_device_dtype(self))
         state = old.state_dict()
         net.load_state_dict({k: state[k] for k in net.state_dict()})

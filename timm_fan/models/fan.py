@@ -20,7 +20,13 @@ from timm.models._features import feature_take_indices
 from timm.models._input import update_model_input_size
 
 from timm_fan.errors import InputError
-from timm_fan.layers import CorrelationLearningNetwork, FeatureRefinementNetwork, GridPooling, create_head
+from timm_fan.layers import (
+    CorrelationLearningNetwork,
+    FeatureRefinementNetwork,
+    GridPooling,
+    create_head,
+    init_classifier,
+)
 
 from .backbone import Backbone
 from .factory import check_name
@@ -69,6 +75,8 @@ class FAN(nn.Module):
         pretrained_backbone: Load timm's weights of the backbone from the Hub.
         backbone_weights: Load the backbone from this safetensors file of the plain timm model.
         backbone_args: Other arguments of the backbone.
+        final_features: Let x4 be what the backbone's own classifier pools, the output of its `forward_features`,
+            instead of the last map of `features_only`. They are the same for the paper's ResNet and VGG.
 
     Raises:
         timm_fan.InputError: Unknown backbone, head or `context_pool`, embed_dim below 1, or weights that cannot be
@@ -98,6 +106,7 @@ class FAN(nn.Module):
             pretrained_backbone: bool = False,
             backbone_weights: Optional[str] = None,
             backbone_args: Optional[Dict[str, Any]] = None,
+            final_features: bool = True,
             device=None,
             dtype=None,
     ):
@@ -114,10 +123,11 @@ class FAN(nn.Module):
         if drop_path_rate:
             backbone_args['drop_path_rate'] = drop_path_rate
         self.backbone = Backbone(
-            backbone, pretrained_backbone, backbone_weights, in_chans, img_size, **backbone_args, **dd)
+            backbone, pretrained_backbone, backbone_weights, in_chans, img_size, final_features, **backbone_args, **dd)
         channels = self.backbone.channels
         # raw maps get a norm, as in the code of detectors over Swin, https://arxiv.org/abs/2103.14030
-        self.norm = nn.ModuleList([LayerNorm2d(c, **dd) if self.backbone.raw else nn.Identity() for c in channels])
+        self.norm = nn.ModuleList([
+            LayerNorm2d(c, **dd) if raw else nn.Identity() for c, raw in zip(channels, self.backbone.raw)])
         self.feature_info = [
             dict(num_chs=c, reduction=r, module=f'norm.{i}')
             for i, (c, r) in enumerate(zip(channels, self.backbone.reductions))]
@@ -186,6 +196,15 @@ class FAN(nn.Module):
         self.head.reset(num_classes, global_pool, **get_device_dtype(self))
         self.head_hidden_size = self.head.num_features
         self._init_classifier()
+
+    @torch.jit.ignore
+    def init_classifier(self, prior: torch.Tensor) -> None:
+        """Let a new classifier start at the frequencies of its classes, see `timm_fan.layers.init_classifier`.
+
+        Args:
+            prior: Probability of each class, strictly between 0 and 1, (num_classes,), e.g. `dataset.labels.prior()`.
+        """
+        init_classifier(self.head.fc, prior)
 
     def forward_maps(self, x: torch.Tensor) -> List[torch.Tensor]:
         """(B, in_chans, H, W) -> x2, x3, x4, fine to coarse, each (B, C, h, w), normalized where they are raw"""

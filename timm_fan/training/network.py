@@ -8,8 +8,12 @@ from timm.data import resolve_model_data_config
 from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 from timm.models import get_model_input_config
 
+from timm_fan.data import MultiLabelDataset
 from timm_fan.errors import InputError
+from timm_fan.layers import init_classifier
 from timm_fan.models import create_model, label_names
+from timm_fan.models.factory import check_name
+from timm_fan.models.pretrained import read_backbone_weights
 
 from .options import TrainingOptions
 
@@ -21,26 +25,38 @@ class Network(NamedTuple):
     notes: List[str]
 
 
-def create_network(options: TrainingOptions, class_names: Sequence[str], accelerator: Accelerator) -> Network:
+def create_network(options: TrainingOptions, train_set: MultiLabelDataset, accelerator: Accelerator) -> Network:
     """Create the model for the classes of the data, and freeze the layers that are not trained.
 
-    One process of each machine downloads the weights before the others. `options` must be resolved.
+    A new classifier starts at the frequencies of the training labels. One process of each machine downloads the weights
+    before the others. `options` must be resolved.
 
     Raises:
         InputError: Options that do not fit each other, the model or the device, or the model cannot be created.
     """
     with accelerator.local_main_process_first():
-        model = _create_model(options, len(class_names))
+        model = _create_model(options, len(train_set.class_names))
     notes = []
+    trained = _is_saved(options) and model.num_classes == model.pretrained_cfg['num_classes']
     saved_names = model.pretrained_cfg.get('label_names')
-    if saved_names is not None and label_names(model) != list(class_names):
-        model.reset_classifier(len(class_names))
+    if saved_names is not None and label_names(model) != list(train_set.class_names):
+        model.reset_classifier(model.num_classes)
         notes.append(f'{options.model} was trained on other classes, or the same in another order: it gets a new head')
+        trained = False
+    if not trained:
+        bias = options.head_init_bias
+        prior = train_set.labels.prior() if bias is None else torch.full((model.num_classes,), bias).sigmoid()
+        init_classifier(model.get_classifier(), prior)
     data_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
     unused = freeze_unused(model, data_config['input_size'])
     if unused:
         notes.append(f'{len(unused)} parameters do not affect the logits and are frozen: {unused[0]}, ...')
     return Network(_freeze_layers(model, options, accelerator.device), data_config, notes)
+
+
+def _is_saved(options: TrainingOptions) -> bool:
+    """Whether `model` is a saved model, which may have a trained classifier."""
+    return ':' in options.model
 
 
 def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
@@ -54,10 +70,9 @@ def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
             kwargs.setdefault('img_size', options.img_size)
         source = options.model_dump(include={'backbone', 'backbone_weights', 'pretrained_backbone'})
         kwargs.update({key: value for key, value in source.items() if value})
-    elif options.backbone or options.backbone_weights:
-        raise InputError(f'`backbone` and `backbone_weights` require a fan model, not `model={options.model}`.')
-    pretrained = ':' in options.model or (options.pretrained_backbone and not options.model.startswith('fan'))
-    model = create_model(options.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+        model = create_model(options.model, num_classes=num_classes, **kwargs)
+    else:
+        model = _create_other_model(options, num_classes, kwargs)
     size, config = options.img_size, get_model_input_config(model)
     if size and config['fixed_input_size'] and config['input_size'][1:] != (size, size):
         if not hasattr(model, 'set_input_size'):
@@ -65,6 +80,27 @@ def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
                 f"`img_size={size}`: '{options.model}' has the fixed size {config['input_size'][1:]}. Try"
                 f' img_size={size} in `model_kwargs`.')
         model.set_input_size(img_size=(size, size))
+    return model
+
+
+def _create_other_model(options: TrainingOptions, num_classes: int, kwargs: Dict[str, Any]) -> nn.Module:
+    """A saved model, or a plain timm model, whose pretrained classifier is not used."""
+    if options.backbone:
+        raise InputError(f'`backbone` requires a fan model, not `model={options.model}`.')
+    if _is_saved(options):
+        if options.backbone_weights:
+            raise InputError(f'`model={options.model}` has weights: leave `backbone_weights` out.')
+        return create_model(options.model, pretrained=True, num_classes=num_classes, **kwargs)
+    pretrained = options.pretrained_backbone
+    if options.backbone_weights:
+        check_name(options.model)
+        pretrained = True
+        weights = read_backbone_weights(options.model, options.backbone_weights)
+        kwargs['pretrained_cfg_overlay'] = dict(state_dict=weights)
+    model = create_model(options.model, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    model.pretrained_cfg.pop('state_dict', None)
+    if pretrained and num_classes == model.pretrained_cfg['num_classes']:
+        model.reset_classifier(num_classes)
     return model
 
 

@@ -38,8 +38,11 @@ class TrainingOptions(BaseModel):
 
     model: str = _option('fan', 'timm model, or local-dir:FOLDER or hf-hub:REPO to fine-tune one', 'model')
     backbone: Optional[str] = _option(None, "timm model that 'fan' is built on", 'model')
-    backbone_weights: Optional[str] = _option(None, 'safetensors file of the plain timm backbone', 'model')
+    backbone_weights: Optional[str] = _option(None, 'safetensors file of the plain timm model', 'model')
     pretrained_backbone: StrictBool = _option(False, "load timm's weights of the backbone from the Hub", 'model')
+    head_init_bias: Optional[float] = _option(
+        None, 'bias of a new classifier at the start; default: the log-odds of each class among the known training'
+        ' labels', 'model', resumable=False)
     model_kwargs: Dict[str, Any] = _option({}, 'other arguments of the model, e.g. frn=false', 'model')
     img_size: Optional[int] = _option(None, 'image size in pixels; default: that of the model', 'model', ge=1)
 

@@ -14,7 +14,7 @@ from timm_fan.files import read_lines, read_yaml, write_text
 from timm_fan.training import TrainingOptions, merge_options
 
 GRIDS = Path(__file__).parent
-_KEYS = {'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed'}
+_KEYS = {'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed', 'search_options', 'views'}
 # options that ablation.py sets
 _SET = {'data_dir', 'report', 'seed'}
 # options that do not change the result
@@ -30,11 +30,20 @@ def decisive(options: Options) -> Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: a row, its options, and the values that it tries of the row's search, if it is part of one."""
+    """One training run.
+
+    Attributes:
+        row: Its row.
+        seed: Its seed.
+        options: Its options, without the seed.
+        tried: The values that it tries of the row's search, None if it is not part of one.
+        views: See `Grid`.
+    """
     row: str
     seed: int
     options: Options
     tried: Optional[Options] = None
+    views: int = 0
 
     @property
     def name(self) -> str:
@@ -55,8 +64,10 @@ class Results:
                 raise InputError(f'{file} is damaged: {error}. Remove the line.') from error
 
     def find(self, run: Run) -> List[dict]:
-        wanted = (run.row, run.seed, run.tried is not None, decisive(run.options))
-        return [r for r in self.records if (r['row'], r['seed'], r['search'], decisive(r['options'])) == wanted]
+        wanted = (run.row, run.seed, run.tried is not None, run.views, decisive(run.options))
+        return [
+            r for r in self.records
+            if (r['row'], r['seed'], r['search'], r.get('views', 0), decisive(r['options'])) == wanted]
 
     def add(self, record: dict) -> None:
         self.records.append(record)
@@ -83,6 +94,9 @@ class Grid:
         reference: Row that the others are compared with.
         seeds: Number of seeds.
         search_seed: Seed of the search.
+        search_options: Options of the search that the final runs do not have, such as other images.
+        views: Random views of each training image whose maps are computed once, by a frozen backbone that all rows
+            share. With 0, runs are those of train.py.
     """
     name: str
     title: str
@@ -92,6 +106,8 @@ class Grid:
     reference: str
     seeds: int
     search_seed: int
+    search_options: Options
+    views: int
 
     def row_options(self, row: str) -> Options:
         return merge_options(self.options, self.own[row])
@@ -100,7 +116,9 @@ class Grid:
         search = self.searches[row]
         values = itertools.product(*search.values()) if search else ()
         tried = [dict(zip(search, v)) for v in values]
-        return [Run(row, self.search_seed, merge_options(self.row_options(row), t), t) for t in tried]
+        return [
+            Run(row, self.search_seed, merge_options(self.row_options(row), self.search_options, t), t, self.views)
+            for t in tried]
 
     def choose(self, row: str, results: Results) -> Choice:
         """The options of a row, as far as it has been searched."""
@@ -109,11 +127,13 @@ class Grid:
         if not tried:
             return Choice(self.row_options(row), [])
         best = decisive(max(tried, key=lambda r: r['mAP'])['options'])
-        return Choice(next(run.options for run in runs if decisive(run.options) == best), tried)
+        chosen = next(run.tried for run in runs if decisive(run.options) == best)
+        return Choice(merge_options(self.row_options(row), chosen), tried)
 
     def runs(self, rows: List[str], seeds: int, results: Results) -> List[Run]:
         """The runs of some rows, with the options that were chosen for each."""
-        return [Run(row, seed, self.choose(row, results).options) for seed in range(seeds) for row in rows]
+        chosen = {row: self.choose(row, results).options for row in rows}
+        return [Run(row, seed, chosen[row], views=self.views) for seed in range(seeds) for row in rows]
 
 
 def read_grid(name: str) -> Grid:
@@ -129,7 +149,8 @@ def read_grid(name: str) -> Grid:
     grid = Grid(
         name=file.stem, title=content.get('title', file.stem), options=content.get('options') or {}, own=own,
         searches=searches, reference=content.get('reference'), seeds=content.get('seeds', 5),
-        search_seed=content.get('search_seed', 1000))
+        search_seed=content.get('search_seed', 1000), search_options=content.get('search_options') or {},
+        views=content.get('views', 0))
     _check(file, grid)
     return grid
 
@@ -140,7 +161,8 @@ def _load(file: Path, above: Tuple[Path, ...] = ()) -> Dict[str, Any]:
         raise InputError(f'{file} is its own base.')
     content = read_yaml(file)
     if isinstance(content, dict):
-        _check_options(file, 'options', content.get('options'))
+        for key in ('options', 'search_options'):
+            _check_options(file, key, content.get(key))
         if 'base' in content:
             base = _load(find_config(str(content['base']), GRIDS, 'base'), (*above, file.resolve()))
             content = {**base, **content, 'options': merge_options(base.get('options'), content.get('options'))}
@@ -165,7 +187,7 @@ def _check_options(file: Path, what: str, options: Any) -> None:
 def _check(file: Path, grid: Grid) -> None:
     if grid.reference not in grid.own:
         raise InputError(f'{file}: reference must be one of the rows, got {grid.reference!r}.')
-    for key, lowest in (('seeds', 1), ('search_seed', 0)):
+    for key, lowest in (('seeds', 1), ('search_seed', 0), ('views', 0)):
         value = getattr(grid, key)
         if not isinstance(value, int) or value < lowest:
             raise InputError(f'{file}: {key} must be a whole number of at least {lowest}, got {value!r}.')

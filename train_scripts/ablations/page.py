@@ -2,7 +2,7 @@
 import json
 import statistics
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from timm.data import resolve_model_data_config
 
@@ -39,7 +39,7 @@ def collect(grid: Grid, results: Results, seeds: int) -> List[Row]:
     rows = []
     for name in grid.own:
         options, tried = grid.choose(name, results)
-        records = [r for seed in range(seeds) for r in results.find(Run(name, seed, options))]
+        records = [r for seed in range(seeds) for r in results.find(Run(name, seed, options, views=grid.views))]
         if records:
             rows.append(Row(name, records, options, tried, _multiply_adds(options, len(records[0]['AP']))))
     return rows
@@ -62,12 +62,12 @@ def _spread(values: Sequence[Any]) -> str:
     return f'{statistics.fmean(values):.2f}' + (f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else '')
 
 
-def _paired(row: Row, reference: Optional[Row]) -> str:
-    """Difference of mAP over the seeds of both rows, with its 95% interval and the p of a paired t-test."""
+def _paired(row: Row, reference: Optional[Row], score: Callable[[dict], Optional[float]]) -> str:
+    """Difference of a score over the seeds of both rows, with its 95% interval and the p of a paired t-test."""
     from scipy.stats import ttest_rel
 
-    seeds = {r['seed']: r['mAP'] for r in reference.records} if reference else {}
-    pairs = [(100 * r['mAP'], 100 * seeds[r['seed']]) for r in row.records if r['seed'] in seeds]
+    seeds = {r['seed']: score(r) for r in reference.records} if reference else {}
+    pairs = [(100 * score(r), 100 * seeds[r['seed']]) for r in row.records if seeds.get(r['seed']) is not None]
     if row is reference or len(pairs) < 2:
         return ''
     test = ttest_rel(*zip(*pairs))
@@ -76,14 +76,30 @@ def _paired(row: Row, reference: Optional[Row]) -> str:
     return f'{statistics.fmean(a - b for a, b in pairs):+.2f} ({low:+.2f} to {high:+.2f}, {p})'
 
 
+def _group(record: dict, key: str) -> Optional[float]:
+    """mAP of a group of classes."""
+    return (record[key] or {}).get('mAP')
+
+
+def _label_cells(row: Row) -> Dict[str, str]:
+    """Column -> text of one row of the table of precision, recall and F1."""
+    cells = {'': row.name}
+    for key, protocol in (('all', 'All'), ('top3', 'Top-3')):
+        for name in row.records[0][key]:
+            cells[f'{protocol} {name}'] = f'{100 * statistics.fmean(r[key][name] for r in row.records):.1f}'
+    return cells
+
+
 def _cells(row: Row, rows: Sequence[Row], grid: Grid, searched: Sequence[str]) -> Dict[str, str]:
     """Column -> text of one row of the table."""
     reference = next((r for r in rows if r.name == grid.reference), None)
     cells = {'': row.name, **{key: str(row.options.get(key, '')) for key in searched}}
     cells['mAP'] = _spread([r['mAP'] for r in row.records])
-    cells[f'minus {grid.reference}'] = _paired(row, reference)
-    cells.update({key: _spread([r[key] for r in row.records]) for key in ('CF1', 'OF1')})
-    cells.update({title: _spread([(r[key] or {}).get('mAP') for r in row.records]) for key, title in _GROUPS.items()})
+    cells[f'minus {grid.reference}'] = _paired(row, reference, lambda r: r['mAP'])
+    for key, title in _GROUPS.items():
+        cells[title] = _spread([_group(r, key) for r in row.records])
+        if key == 'small':
+            cells['the same minus'] = _paired(row, reference, lambda r: _group(r, 'small'))
     cells['pointing game'] = _spread([r['pointing'] for r in row.records])
     cells['energy in boxes'] = _spread([r['energy'] for r in row.records])
     cells['M parameters'] = f'{row.records[0]["parameters"] / 1e6:.2f}'
@@ -116,7 +132,8 @@ def write_page(file: Path, grid: Grid, results: Results, rows: List[Row]) -> Non
     table = [_cells(row, rows, grid, searched) for row in rows]
     template = jinja2.Template(read_text(TEMPLATE), undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     text = template.render(
-        grid=grid, rows=rows, table=table, searched=searched, json=json.dumps, spread=_spread, first=records[0],
+        grid=grid, rows=rows, table=table, labels=list(map(_label_cells, rows)), searched=searched,
+        json=json.dumps, spread=_spread, first=records[0],
         results=results.file.name, titles=dict(tail='Rarest', small='Smallest', correlated='Most correlated'),
         hardware=sorted({r['hardware'] for r in records}),
         versions=sorted({', '.join(f'{k} {v}' for k, v in r['versions'].items()) for r in records}))

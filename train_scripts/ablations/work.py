@@ -16,16 +16,17 @@ import yaml
 from accelerate import Accelerator
 
 from timm_fan import InputError
-from timm_fan.data import create_loader
+from timm_fan.data import MultiLabelDataset, create_loader
 from timm_fan.data.statistics import correlated_classes
-from timm_fan.evaluation import dataset_for_model, evaluate
-from timm_fan.explain import localization
+from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate
+from timm_fan.explain import Localization, localization
 from timm_fan.files import read_yaml, write_text
 from timm_fan.models import load_model
 from timm_fan.prediction import Predictor
 from timm_fan.report import percent
-from timm_fan.training import RunFolder, merge_options
+from timm_fan.training import RunFolder, TrainingOptions, merge_options
 
+from .frozen import train_on_maps
 from .grid import Results, Run, decisive
 
 TRAIN = Path(__file__).parents[1] / 'train.py'
@@ -66,7 +67,8 @@ def work(runs: List[Run], results: Results, place: Place, jobs: int) -> None:
 
         def keep(record: dict, run: Run) -> None:
             results.add(record)
-            RunFolder(place.runs / run.name).delete_checkpoints()
+            if not run.views:
+                RunFolder(place.runs / run.name).delete_checkpoints()
             print(f'{run.name}: mAP {percent(record["mAP"])}, {record["seconds"]:.0f} s', flush=True)
 
         try:
@@ -96,8 +98,14 @@ def _end_with_parent() -> None:
 
 
 def _train_and_evaluate(run: Run, place: Place) -> dict:
-    _train(run, place)
-    return _evaluate(run, place)
+    folder = RunFolder(place.runs / run.name)
+    if run.views:
+        options = TrainingOptions.parse(place.options(run))
+        evaluation, record = train_on_maps(options, run.views, folder.last, place.runs / 'maps')
+    else:
+        _train(run, place)
+        evaluation, record = _evaluate(run, place), folder.read_record()
+    return _result(run, place, evaluation, record)
 
 
 def _train(run: Run, place: Place) -> None:
@@ -120,24 +128,32 @@ def _train(run: Run, place: Place) -> None:
         raise InputError(f'{folder} ended with exit code {training.returncode}: {errors.strip()[-2000:]}')
 
 
-def _evaluate(run: Run, place: Place) -> dict:
-    """Results of the last model of a run, with their provenance."""
+def _evaluate(run: Run, place: Place) -> Evaluation:
+    """Evaluation of the last model of a run."""
     accelerator = Accelerator()
-    folder = RunFolder(place.runs / run.name)
-    model = load_model(folder.last).to(accelerator.device)
+    model = load_model(RunFolder(place.runs / run.name).last).to(accelerator.device)
     dataset = dataset_for_model(model, run.options.get('data', 'scenes'), place.data_dir, 'val')
-    evaluation = evaluate(model, accelerator.prepare(create_loader(dataset, 32)), accelerator)
-    scores, groups = evaluation.scores, evaluation.groups()
+    return evaluate(model, accelerator.prepare(create_loader(dataset, 32)), accelerator)
+
+
+def _locate(run: Run, place: Place, dataset: MultiLabelDataset) -> Optional[Localization]:
+    """The pointing game of a final run, as far as there are boxes; with a frozen backbone only for the first seed."""
+    if dataset.boxes is None or run.tried is not None or (run.views and run.seed):
+        return None
+    return localization(Predictor.load(RunFolder(place.runs / run.name).last, Accelerator().device), dataset)
+
+
+def _result(run: Run, place: Place, evaluation: Evaluation, record: dict) -> dict:
+    """The line of a run: its results, with their provenance."""
+    scores, groups, dataset = evaluation.scores, evaluation.groups(), evaluation.dataset
     ap = {c.name: c.AP for c in scores.per_class}
     tied = [name for name in correlated_classes(dataset) if ap[name] is not None][:6]
-    located = dataset.boxes is not None and run.tried is None
-    where = localization(Predictor(model, accelerator.device), dataset) if located else None
+    where = _locate(run, place, dataset)
     weights = dict(backbone_weights=Path(place.backbone_weights).name) if place.backbone_weights else {}
-    record = folder.read_record()
     return dict(
-        row=run.row, seed=run.seed, search=run.tried is not None, options=merge_options(run.options, weights),
-        mAP=scores.mAP, CF1=scores.all.CF1, OF1=scores.all.OF1, tail=asdict(groups.tail),
-        small=asdict(groups.small) if groups.small else None,
+        row=run.row, seed=run.seed, search=run.tried is not None, views=run.views,
+        options=merge_options(run.options, weights), mAP=scores.mAP, all=asdict(scores.all), top3=asdict(scores.top3),
+        tail=asdict(groups.tail), small=asdict(groups.small) if groups.small else None,
         correlated=dict(classes=tied, mAP=statistics.fmean(ap[n] for n in tied) if tied else None),
         pointing=where and where.pointing, energy=where and where.energy, centre=where and where.centre,
         area=where and where.area, AP=ap, **{key: record[key] for key in _RECORDED})

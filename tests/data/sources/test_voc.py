@@ -19,6 +19,10 @@ def test_voc_gives_the_official_labels(tmp_path):
     boxes, labels = dataset.boxes[0]
     assert boxes[0].tolist() == [0, 1, 10, 19] and labels.tolist() == [cat, cat, dog, person]
     assert dataset.boxes.sizes.tolist() == [[60, 40], [60, 40]]
+    assert len(create_dataset('voc2007?val=trainval', tmp_path, 'val')) == 2
+    assert len(create_dataset('voc2007?train=test', tmp_path, 'train')) == 1
+    with pytest.raises(InputError, match='No image list.*other.txt'):
+        create_dataset('voc2007?val=other', tmp_path, 'val')
     with pytest.raises(InputError, match='maybe'):
         create_dataset('voc2007?difficult=maybe', tmp_path, 'train')
 

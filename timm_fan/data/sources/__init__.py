@@ -37,9 +37,8 @@ class Request(NamedTuple):
         return str(self.data_dir / where.replace('{split}', self.split))
 
 
-def _voc(
-        year: int, image_sets: Dict[str, str], request: Request, difficult: str = 'ignore') -> MultiLabelDataset:
-    return read_voc(request.data_dir, year, image_sets[request.split], difficult)
+def _voc(year: int, request: Request, train: str, val: str, difficult: str = 'ignore') -> MultiLabelDataset:
+    return read_voc(request.data_dir, year, dict(train=train, val=val)[request.split], difficult)
 
 
 def _table(
@@ -68,8 +67,8 @@ SOURCES: Dict[str, Callable[..., MultiLabelDataset]] = {
     'scenes': lambda request: read_coco(write_scenes(request.data_dir, progress=tqdm), request.split),
     'coco2014': lambda request: read_coco(request.data_dir, f'{request.split}2014'),
     'coco2017': lambda request: read_coco(request.data_dir, f'{request.split}2017'),
-    'voc2007': partial(_voc, 2007, dict(train='trainval', val='test')),
-    'voc2012': partial(_voc, 2012, dict(train='train', val='val')),
+    'voc2007': partial(_voc, 2007, train='trainval', val='test'),
+    'voc2012': partial(_voc, 2012, train='train', val='val'),
     'table': _table,
     'hub': _hub,
     'shards': _shards,
