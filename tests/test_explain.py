@@ -12,7 +12,7 @@ from timm_fan.prediction import Predictor
 
 def test_map_is_cam_if_the_head_is_average_pooling_and_linear():
     torch.manual_seed(0)
-    model = timm.create_model('fan', backbone='test_resnet', embed_dim=16, num_classes=4, global_pool='avg').eval()
+    model = timm.create_model('fan', backbone='test_resnet', embed_dim=16, num_classes=4, head='linear').eval()
     image = torch.rand(3, 96, 96)
     with torch.inference_mode():
         features = model.forward_features(image[None])[0]
@@ -57,8 +57,8 @@ def test_attention_is_that_of_the_layer():
     """Without the residual, the output of the CLN is its attention times g(p4)."""
     torch.manual_seed(0)
     model = timm.create_model(
-        'fan', backbone='test_resnet', embed_dim=16, num_classes=4, cln_residual=False, joint=False,
-        global_pool='avg').eval()
+        'fan', backbone='test_resnet', embed_dim=16, num_classes=4, cln=True, cln_residual=False, joint=False,
+        head='linear').eval()
     torch.nn.init.normal_(model.cln.phi.weight)
     torch.nn.init.normal_(model.cln.theta.weight)
     image = torch.rand(3, 96, 64)

@@ -8,7 +8,7 @@ import torch
 from timm.layers.ml_decoder import TransformerDecoderLayerOptimal
 
 from timm_fan import InputError
-from timm_fan.layers import CSRA, HEADS, MLDecoder, Query2Label, init_classifier
+from timm_fan.layers import CSRA, HEADS, ClassMax, MLDecoder, Query2Label, init_classifier
 from timm_fan.layers.query2label import sine_position
 
 
@@ -53,12 +53,27 @@ def test_a_classifier_without_bias_is_unchanged():
 
 
 def test_wrong_names_and_arguments_are_refused():
-    with pytest.raises(InputError, match="`head` must be 'linear', 'csra', 'ml_decoder', 'query2label', got 'mlp'"):
+    with pytest.raises(InputError, match="`head` must be 'linear', 'class_max', 'csra', 'ml_decoder', 'query2label', got 'mlp'"):
         bare('mlp')
     with pytest.raises(InputError, match='`num_heads` of CSRA must be one of 1, 2, 4, 6, 8, got 3'):
         bare('csra', head_args=dict(num_heads=3))
     with pytest.raises(TypeError, match='no_such'):
         bare('csra', head_args=dict(no_such=1))
+
+
+def test_class_max_by_hand():
+    """Two positions and two classes, with the scores 3 and 1, 0 and -4."""
+    head = ClassMax(2, 2, lam=0.5)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1., 0.], [0., 2.]]))
+        head.bias.copy_(torch.tensor([0.5, -1.]))
+    x = torch.tensor([[[[3., 1.]], [[0., -2.]]]])  # (1, 2, 1, 2)
+    torch.testing.assert_close(head(x), torch.tensor([[2. + 1.5 + 0.5, -2. + 0. - 1.]]))
+
+
+def test_class_max_without_the_maximum_is_average_pooling_and_a_linear_layer():
+    head, x = ClassMax(5, 3, lam=0.), torch.randn(2, 5, 4, 6)
+    torch.testing.assert_close(head(x), torch.nn.functional.linear(x.mean(dim=(2, 3)), head.weight, head.bias))
 
 
 def test_csra_by_hand():
@@ -128,7 +143,7 @@ def test_positions_differ():
 def test_sizes_of_the_papers():
     """The code of the authors has 43.2, 49.7 and 198.1 M parameters, over ResNet-101 with 80 classes."""
     millions = []
-    for head in HEADS:
+    for head in ('csra', 'ml_decoder', 'query2label'):
         model = timm.create_model(
             'fan', backbone='resnet101', num_classes=80, frn=False, cln=False, head=head, device='meta')
         millions.append(sum(p.numel() for p in model.parameters()) / 1e6)

@@ -142,7 +142,7 @@ def test_x4_is_what_the_plain_model_pools(name, size):
 def test_a_fan_without_its_parts_is_the_plain_model():
     plain = timm.create_model('test_efficientnet', num_classes=5).eval()
     model = timm.create_model(
-        'fan', backbone='test_efficientnet', num_classes=5, frn=False, cln=False, global_pool='avg').eval()
+        'fan', backbone='test_efficientnet', num_classes=5, frn=False, cln=False, head='linear').eval()
     model.backbone.load_state_dict(model.backbone.from_plain(plain.state_dict()))
     model.head.fc.load_state_dict(plain.classifier.state_dict())
     x = torch.randn(2, 3, 160, 160)

@@ -9,7 +9,7 @@ from timm_fan import InputError
 
 SWITCHES = [dict(frn=frn, cln=cln) for frn in (True, False) for cln in (True, False)]
 # without what the paper does not show
-LITERAL = dict(joint=False, cln_residual=False, global_pool='avg')
+LITERAL = dict(lite=False, cln=True, joint=False, cln_residual=False, head='linear')
 
 
 def tiny(**kwargs):
@@ -45,7 +45,7 @@ def test_any_backbone(backbone):
     x = torch.zeros(2, *model.pretrained_cfg['input_size'], device='meta')
     assert model(x).shape == (2, 7)
     assert model.pretrained_cfg['mean'] == timm.get_pretrained_cfg(backbone).mean
-    assert model.embed_dim <= min(512, model.backbone.channels[-1])
+    assert model.embed_dim <= min(512, model.backbone.channels[-2])
 
 
 @pytest.mark.parametrize('name', ['fan', 'fan_resnet50'])
@@ -67,7 +67,7 @@ def test_switches(switches):
 
 
 def test_both_off_is_the_backbone_and_a_linear_layer():
-    model = tiny(frn=False, cln=False, global_pool='avg').eval()
+    model = tiny(frn=False, cln=False, head='linear').eval()
     x = torch.randn(2, 3, 64, 64)
     pooled = model.backbone(x)[-1].mean((2, 3))
     expected = F.linear(pooled, model.head.fc.weight, model.head.fc.bias)
@@ -75,7 +75,7 @@ def test_both_off_is_the_backbone_and_a_linear_layer():
 
 
 def test_without_frn_the_cln_gets_averaged_maps():
-    model = tiny(frn=False).eval()
+    model = tiny(frn=False, cln=True).eval()
     torch.nn.init.normal_(model.cln.g.weight)  # 0 in a new model
     x = torch.randn(2, 3, 64, 64)
     x2, x3, x4 = model.backbone(x)
@@ -84,7 +84,7 @@ def test_without_frn_the_cln_gets_averaged_maps():
 
 
 def test_without_cln_the_levels_are_joined():
-    model = tiny(cln=False, joint=False, global_pool='avg').eval()
+    model = tiny(cln=False, joint=False, head='linear').eval()
     x = torch.randn(2, 3, 64, 64)
     levels = model.frn(model.backbone(x))
     weights = model.head.fc.weight.split(model.embed_dim, dim=1)
@@ -93,14 +93,16 @@ def test_without_cln_the_levels_are_joined():
 
 
 def test_joint_shows_the_classifier_every_level():
-    model = tiny().eval()
     x = torch.randn(2, 3, 64, 64)
-    maps = model.backbone(x)
-    p2, p3, p4 = model.frn(maps)
-    features = torch.cat([maps[-1], p2, p3, model.cln(p2, p3, p4)], dim=1)
-    torch.testing.assert_close(model.forward_features(x), features)
-    pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
-    torch.testing.assert_close(model(x), F.linear(pooled, model.head.fc.weight, model.head.fc.bias))
+    for cln in (False, True):
+        model = tiny(cln=cln).eval()
+        maps = model.backbone(x)
+        p2, p3, p4 = model.frn(maps)
+        features = torch.cat([maps[-1], p2, p3, model.cln(p2, p3, p4) if cln else p4], dim=1)
+        torch.testing.assert_close(model.forward_features(x), features)
+        weight, bias = model.head.fc.weight, model.head.fc.bias
+        highest = torch.einsum('bchw,nc->bnhw', features, weight).amax((2, 3))
+        torch.testing.assert_close(model(x), F.linear(features.mean((2, 3)), weight, bias) + 0.5 * highest)
 
 
 def test_drop_rates_and_other_arguments_reach_their_place():

@@ -20,7 +20,7 @@ OPTIONS = dict(
 GRID = dict(
     title='A tiny grid', options=OPTIONS, reference='FAN', seeds=2, search=dict(lr=[1e-3]),
     rows={'FAN': dict(model_kwargs=dict(embed_dim=16)), 'mean': dict(
-        model_kwargs=dict(frn=False, cln=False, global_pool='avg'), search=dict(lr=[1e-3, 1e-2]))})
+        model_kwargs=dict(frn=False, cln=False, head='linear'), search=dict(lr=[1e-3, 1e-2]))})
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+from .class_max import ClassMax
 from .correlation_learning import CorrelationLearningNetwork
 from .csra import CSRA
 from .feature_refinement import (

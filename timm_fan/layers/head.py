@@ -7,11 +7,12 @@ from timm.layers import ClassifierHead, SelectAdaptivePool2d, get_device_dtype
 
 from timm_fan.errors import InputError
 
+from .class_max import ClassMax
 from .csra import CSRA
 from .ml_decoder import MLDecoder
 from .query2label import Query2Label
 
-HEADS = {'csra': CSRA, 'ml_decoder': MLDecoder, 'query2label': Query2Label}
+HEADS = {'class_max': ClassMax, 'csra': CSRA, 'ml_decoder': MLDecoder, 'query2label': Query2Label}
 
 
 class MapHead(nn.Module):

@@ -48,15 +48,15 @@ class FAN(nn.Module):
     and x3 reach the logits only through gates and attention weights, and x4 only through new layers. With `frn=False`,
     the CLN takes x2, x3, x4 in place of p2, p3, p4 (Section IV-D2), averaged down to the grid of x4.
 
-    The network as the paper prints it: `joint=False, cln_residual=False, global_pool='avg'`. Only the batch norm after
-    the 1x1 convolution of the FTBs is still an addition.
+    The network as the paper prints it: `lite=False, cln=True, joint=False, cln_residual=False, head='linear'`. Only the batch norm after the
+    1x1 convolution of the FTBs is still an addition.
 
     Args:
         backbone: Name of a timm model that supports `features_only=True`.
         num_classes: Number of classes, 0 for no classifier.
         in_chans: Channels of the input image.
         embed_dim: K, the channels of the refined features and of the attention, 512 in the paper. By default the
-            largest power of two that is at most 512 and at most the number of channels of x4.
+            largest power of two that is at most 512 and at most the number of channels of x3.
         frn: Use the Feature Refinement Network.
         cln: Use the Correlation Learning Network.
         cln_residual: Add p4 to the attended features, which the paper leaves open.
@@ -64,9 +64,12 @@ class FAN(nn.Module):
         context_pool: Global pooling in the FRBs, 'max' as in the paper or 'avg' (Table 6).
         lite: With the FRN, pool the maps before narrower FTBs, at a fraction of the cost, see
             `timm_fan.layers.FeatureTransform`. Not in the paper.
-        global_pool: Pooling before the classifier, any of timm's `SelectAdaptivePool2d`. Not specified in the paper.
-        head: 'linear', or the head of another method: 'csra', 'ml_decoder', 'query2label', see `timm_fan.layers`.
-        head_args: Other arguments of the head of another method.
+        global_pool: Pooling of the linear head and of the pre-logits, any of timm's `SelectAdaptivePool2d`. Not specified
+            in the paper.
+        head: 'class_max', the scores of each class at each position, pooled by mean and maximum, 'linear', the pooled
+            features and one linear layer, or the head of another method: 'csra', 'ml_decoder', 'query2label', see
+            `timm_fan.layers`.
+        head_args: Other arguments of a head that is not linear.
         drop_rate: Dropout rate before the classifier.
         drop_path_rate: Stochastic depth rate of the backbone, if it supports it.
         img_size: Input size in pixels. Backbones with a fixed size are built for it, others accept any size.
@@ -90,13 +93,13 @@ class FAN(nn.Module):
             in_chans: int = 3,
             embed_dim: Optional[int] = None,
             frn: bool = True,
-            cln: bool = True,
+            cln: bool = False,
             cln_residual: bool = True,
             joint: bool = True,
             context_pool: str = 'max',
-            lite: bool = False,
-            global_pool: str = 'fastcatavgmax',
-            head: str = 'linear',
+            lite: bool = True,
+            global_pool: str = 'avg',
+            head: str = 'class_max',
             head_args: Optional[Dict[str, Any]] = None,
             drop_rate: float = 0.,
             drop_path_rate: float = 0.,
@@ -135,7 +138,7 @@ class FAN(nn.Module):
         # the name depends on the backbone
         self._traits = dict(first_conv=tuple(f'backbone.{n}' for n in self.backbone.first_convs()) or None)
 
-        self.embed_dim = _default_embed_dim(channels[-1]) if embed_dim is None else embed_dim
+        self.embed_dim = _default_embed_dim(channels[-2]) if embed_dim is None else embed_dim
         self.frn = FeatureRefinementNetwork(
             self.feature_info, self.embed_dim, context_pool, norm_layer, act_layer, lite, **dd,
         ) if frn else GridPooling(self.feature_info)
@@ -349,7 +352,7 @@ default_cfgs = generate_default_cfgs({
     'fan_vgg16.coco2014': _cfg(first_conv='backbone.net.features_0'),
     'fan_tresnet_l.coco2014': _cfg(
         crop_pct=0.875, mean=(0., 0., 0.), std=(1., 1., 1.), first_conv='backbone.net.body_conv1.conv'),
-    'fan_efficientnet_b0.coco2014': _cfg_224(first_conv='backbone.net.conv_stem'),
+    'fan_efficientnet_b0.coco2014': _cfg_224(first_conv='backbone.net.model.conv_stem'),
     'fan_mobilenetv3_large_100.coco2014': _cfg_224(first_conv='backbone.net.conv_stem'),
     'fan_convnext_tiny.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
     'fan_convnext_base.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
