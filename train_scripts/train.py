@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 def train_one_epoch(epoch: int, training: Training, loader: DataLoader, run: RunFolder, watch: Watch) -> float:
     """Train the rest of an epoch, and return its mean loss. Saves checkpoints, and ends the program on request."""
     options, accelerator, progress = training.options, training.accelerator, run.progress
-    training.model.train()
+    training.set_train_mode()
     loader.set_epoch(epoch)
     loader.dataset.set_epoch(epoch)
     first = progress.updates * options.grad_accum_steps

@@ -42,14 +42,15 @@ def _default_embed_dim(channels: int) -> int:
 class FAN(nn.Module):
     """Feature Attention Network over any timm backbone.
 
-    With `frn=False, cln=False` it is the plain backbone with a linear head. With `cln=False`, p2, p3 and p4 are pooled
-    and concatenated into one linear layer, the sum of three linear classifiers: the "joint predictions" of Section
-    IV-D1. `joint` keeps them next to the output of the CLN and adds x4 of the backbone. In the network of the paper, x2
-    and x3 reach the logits only through gates and attention weights, and x4 only through new layers. With `frn=False`,
-    the CLN takes x2, x3, x4 in place of p2, p3, p4 (Section IV-D2), averaged down to the grid of x4.
+    By default x4 of the backbone and p2, p3, p4 of the FRN are concatenated and classified at each position. The other
+    parts of the paper, and what it leaves open, are arguments. Defaults are what was best on the validation half of
+    PASCAL VOC 2007, see train_scripts/results/README.md.
 
-    The network as the paper prints it: `lite=False, cln=True, joint=False, cln_residual=False, head='linear'`. Only the batch norm after the
-    1x1 convolution of the FTBs is still an addition.
+    The network as the paper prints it: `lite=False, cln=True, joint=False, cln_residual=False, head='linear'`. Only the
+    batch norm after the 1x1 convolution of the FTBs is still an addition. Without the CLN, p2, p3 and p4 are
+    concatenated, so that a linear head is the sum of three: the "joint predictions" of Section IV-D1. Without the FRN,
+    the CLN takes x2, x3, x4 in place of p2, p3, p4 (Section IV-D2), averaged down to the grid of x4. Without both it is
+    the plain backbone.
 
     Args:
         backbone: Name of a timm model that supports `features_only=True`.
@@ -58,14 +59,15 @@ class FAN(nn.Module):
         embed_dim: K, the channels of the refined features and of the attention, 512 in the paper. By default the
             largest power of two that is at most 512 and at most the number of channels of x3.
         frn: Use the Feature Refinement Network.
-        cln: Use the Correlation Learning Network.
+        cln: Use the Correlation Learning Network on p2, p3 and p4.
         cln_residual: Add p4 to the attended features, which the paper leaves open.
-        joint: With the FRN, let the classifier see x4, p2 and p3 next to the output of the CLN. Not in the paper.
+        joint: With the FRN, let the classifier see x4, p2 and p3 next to p4 or the output of the CLN. In the paper, x2
+            and x3 reach the logits only through gates and attention weights, and x4 only through new layers.
         context_pool: Global pooling in the FRBs, 'max' as in the paper or 'avg' (Table 6).
         lite: With the FRN, pool the maps before narrower FTBs, at a fraction of the cost, see
             `timm_fan.layers.FeatureTransform`. Not in the paper.
-        global_pool: Pooling of the linear head and of the pre-logits, any of timm's `SelectAdaptivePool2d`. Not specified
-            in the paper.
+        global_pool: Pooling of the linear head and of the pre-logits, any of timm's `SelectAdaptivePool2d`. The paper
+            does not specify it.
         head: 'class_max', the scores of each class at each position, pooled by mean and maximum, 'linear', the pooled
             features and one linear layer, or the head of another method: 'csra', 'ml_decoder', 'query2label', see
             `timm_fan.layers`.

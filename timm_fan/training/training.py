@@ -75,7 +75,7 @@ class Training:
             class_counts=self._count_labels(train_set), num_samples=len(train_set)).to(accelerator.device)
 
         self._sharded = accelerator.distributed_type == DistributedType.FSDP
-        self.network = network.model
+        self.network, self._frozen_norms = network.model, network.frozen_norms
         if not self._sharded:  # FSDP requires contiguous parameters
             self.network = self.network.to(memory_format=torch.channels_last)
         optimizer = self._create_optimizer()
@@ -128,6 +128,12 @@ class Training:
     def lr(self) -> float:
         """Current learning rate of the new layers."""
         return self.optimizer.param_groups[-1]['lr']
+
+    def set_train_mode(self) -> None:
+        """Training mode for all layers but frozen BatchNorm."""
+        self.model.train()
+        for norm in self._frozen_norms:
+            norm.eval()
 
     def compute(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Forward and backward pass of one part of an update; returns the loss, a scalar.

@@ -134,7 +134,7 @@ def train_on_maps(
 
     started, updates = time.time(), 0
     shuffle = np.random.default_rng(options.seed)
-    training.network.train()
+    training.set_train_mode()
     for epoch in range(options.epochs):
         order = shuffle.permutation(len(train_set))[:training.updates_per_epoch * options.batch_size]
         for maps, targets in augmented[(options.seed + epoch) % views].batches(order, options.batch_size):
