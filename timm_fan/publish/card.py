@@ -29,7 +29,9 @@ _UNMEASURED = 'Nothing has been measured yet'
 _HUB_LICENCES = (
     'apache-2.0', 'mit', 'bsd-3-clause', 'bsd-2-clause', 'cc-by-4.0', 'cc-by-sa-4.0', 'cc-by-nc-4.0', 'cc0-1.0',
     'gemma', 'apple-ascl', 'apple-amlr')
-_HEADS = {'csra': 'CSRA', 'ml_decoder': 'ML-Decoder', 'query2label': 'Query2Label'}
+_HEADS = {
+    'linear': 'a linear layer on pooled features', 'csra': 'the head of CSRA', 'ml_decoder': 'the head of ML-Decoder',
+    'query2label': 'the head of Query2Label'}
 _METRICS = ('mAP', 'CP', 'CR', 'CF1', 'OP', 'OR', 'OF1')
 
 
@@ -65,7 +67,8 @@ class NetworkFacts(NamedTuple):
     num_classes: int
     input_size: Sequence[int]
     embed_dim: Optional[int]
-    without: str
+    frn: bool
+    cln: bool
     head: Optional[str]
     backbone_repo: Optional[str]
     backbone_licence: Optional[str]
@@ -76,19 +79,15 @@ def _describe_network(
         architecture: str, model_args: Dict[str, Any], num_classes: int, input_size: Sequence[int]) -> NetworkFacts:
     args = {k: v for k, v in model_args.items() if k not in ('pretrained_backbone', 'backbone_weights')}
     model = timm.create_model(architecture, **{**args, 'num_classes': num_classes, 'device': 'meta'}).eval()
-    backbone, embed_dim, without = architecture, None, []
+    backbone, embed_dim, frn, cln = architecture, None, False, False
     if isinstance(model, FAN):
         backbone = model.backbone.name
-        if isinstance(model.frn, FeatureRefinementNetwork):
-            embed_dim = model.embed_dim
-        else:
-            without.append('feature refinement (FRN)')
-        if model.cln is None:
-            without.append('correlation learning (CLN)')
+        frn, cln = isinstance(model.frn, FeatureRefinementNetwork), model.cln is not None
+        embed_dim = model.embed_dim if frn or cln else None
     cfg = get_pretrained_cfg(backbone)
     known = cfg is not None and cfg.hf_hub_id
     return NetworkFacts(
-        architecture, backbone, num_classes, list(input_size), embed_dim, ' and '.join(without),
+        architecture, backbone, num_classes, list(input_size), embed_dim, frn, cln,
         _HEADS.get(args.get('head')), cfg.hf_hub_id if known else None, cfg.license if known else None,
         count_cost(model, input_size))
 

@@ -24,7 +24,7 @@ BARE = dict(frn=False, cln=False, head='linear')
 ROWS: Dict[str, Dict[str, Any]] = {
     'backbone': BARE,
     'FAN': {},
-    'light FAN': dict(lite=True),
+    'FAN as printed': dict(lite=False, cln=True, joint=False, cln_residual=False, head='linear'),
     'CSRA': dict(BARE, head='csra'),
     'ML-Decoder': dict(BARE, head='ml_decoder'),
     'Query2Label': dict(BARE, head='query2label'),
