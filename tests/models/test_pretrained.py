@@ -35,7 +35,7 @@ def test_bad_backbone_weights_are_named(tmp_path):
 def test_lite0_takes_the_imagenet_weights(lite0_weights):
     model = timm.create_model('fan', backbone='tf_efficientnet_lite0', backbone_weights=str(lite0_weights))
     stem = safetensors.torch.load_file(lite0_weights)['conv_stem.weight']
-    assert torch.equal(model.backbone.net.conv_stem.weight, stem)
+    assert torch.equal(model.backbone.net.model.conv_stem.weight, stem)
 
 
 @pytest.mark.parametrize('backbone', TINY_BACKBONES)

@@ -78,5 +78,5 @@ def test_backbones(monkeypatch, capsys, tmp_path):
     assert run_here(monkeypatch, 'benchmark', *options, '--all') == 0
     page = table.read_text()
     assert f'timm {timm.__version__}' in page and capsys.readouterr().out.startswith('# FAN over timm backbones')
-    assert '| resnet | `test_resnet` | 0.4 | 8 16 32 | 48 192 96 |  | any | 1 of 1 | 1 |' in page
+    assert '| resnet | `test_resnet` | 0.4 | 8 16 32 | 48 192 96 |  |  | any | 1 of 1 | 1 |' in page
     assert f'of the {len(results.read_text().splitlines())} models that were tried' in page

@@ -16,7 +16,7 @@ def models(coco_folder, tmp_path_factory):
     """A FAN and its bare backbone, untrained."""
     names = read_coco(coco_folder, 'val2014').class_names
     folders = []
-    for kwargs in (dict(embed_dim=16), dict(frn=False, cln=False)):
+    for kwargs in (dict(embed_dim=16, cln=True), dict(frn=False)):
         model = timm.create_model('fan', backbone='test_resnet', num_classes=len(names), **kwargs)
         folders.append(tmp_path_factory.mktemp('models') / 'model')
         config = resolve_model_data_config(model, args=dict(img_size=64))

@@ -53,7 +53,7 @@ def try_backbone(name: str) -> Dict[str, Any]:
     backbone = model.backbone
     row.update(
         reductions=backbone.reductions, channels=backbone.channels,
-        norm='fresh' if backbone.raw else 'its own' if backbone.normed else '',
+        norm='fresh' if any(backbone.raw) else 'its own' if backbone.normed else '', final=backbone.final,
         million_params=round(sum(p.numel() for p in backbone.parameters()) / 1e6, 1))
     for size, size_name in zip(sizes, SIZE_NAMES[-len(sizes):]):
         try:
