@@ -1,6 +1,7 @@
 """Runs with a frozen backbone: its maps are computed once, for all rows and seeds."""
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -78,10 +79,13 @@ class MapFolder:
         text = json.dumps({**self._key, **key}, sort_keys=True)
         folder = self.path / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{folder}.lock'):  # other runs wait for it
+        with FileLock(f'{folder}.lock'):
             if not folder.is_dir():
+                threads = torch.get_num_threads()
+                torch.set_num_threads(os.cpu_count())  # other runs wait for these maps
                 with written_folder(folder) as new:
                     self._write(new, samples)
+                torch.set_num_threads(threads)
         maps = [np.load(file, mmap_mode='r') for file in sorted(folder.glob('map*.npy'))]
         return Maps(maps, torch.from_numpy(np.load(folder / 'targets.npy')))
 
