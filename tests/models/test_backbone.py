@@ -149,6 +149,12 @@ def test_a_fan_without_its_parts_is_the_plain_model():
     torch.testing.assert_close(model(x), plain(x))
 
 
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_final_features_without_gradients(mode):
+    with mode():
+        assert Backbone('ghostnet_050').final
+
+
 def test_without_final_features_x4_is_the_last_map():
     backbone = Backbone('test_efficientnet', final=False)
     expected = timm.create_model('test_efficientnet', features_only=True)

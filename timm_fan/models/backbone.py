@@ -149,11 +149,10 @@ class Backbone(nn.Module):
         if final and levels[-1] not in levels[:-1] and self._has_final_map(probe.feature_info.channels()[-1]):
             self.args['feature_cls'] = FinalFeatureGetterNet
             self._head_modules = self._modules_without_effect()
-        elif isinstance(probe, FeatureGetterNet):
-            pass
-        elif self.fixed_input_size and hasattr(self._create_plain(), 'set_input_size'):
-            # keeps the whole model, including its method to change the size
-            self.args['feature_cls'] = 'getter'
+        elif not isinstance(probe, FeatureGetterNet) and self.fixed_input_size:
+            if hasattr(self._create_plain(), 'set_input_size'):
+                # keeps the whole model, including its method to change the size
+                self.args['feature_cls'] = 'getter'
         return levels
 
     def _has_final_map(self, channels: int) -> bool:
@@ -169,6 +168,8 @@ class Backbone(nn.Module):
         grids = (final.shape[2:], final.shape[1:3])  # NCHW, NHWC
         return maps[-1].shape[2:] in grids and (final is not maps[-1] or channels != plain.num_features)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def _modules_without_effect(self) -> List[str]:
         """Modules with parameters that the maps do not depend on: what a classifier has before its last layer."""
         net = self._create(device='meta').eval()
