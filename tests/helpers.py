@@ -26,6 +26,8 @@ from timm_fan.data.sources.coco import write_coco
 from timm_fan.data.sources.scenes import CLASSES, ScenesPreset, encode_scene
 from timm_fan.models import save_model
 
+# the arguments of a FAN as the paper prints it
+PRINTED = dict(lite=False, cln=True, joint=False, cln_residual=False, head='linear')
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / 'train_scripts'
 LABELS = ['cat', 'dog', 'person']

@@ -2,10 +2,10 @@
 import pytest
 import timm
 import torch
+from helpers import PRINTED
 
 from timm_fan.cost import count_cost
 
-PRINTED = dict(lite=False, cln=True, joint=False, cln_residual=False, head='linear')
 # with 80 classes at the size of the model: millions of parameters and billions of multiply-adds, of the default FAN and
 # of the one that the paper prints
 COSTS = {

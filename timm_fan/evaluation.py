@@ -61,7 +61,8 @@ def share_buffers(model: nn.Module, accelerator: Accelerator) -> None:
             buffer.copy_(broadcast(buffer))
 
 
-def _refuse_nan(logits: torch.Tensor) -> None:
+def refuse_nan(logits: torch.Tensor) -> None:
+    """Raise InputError if a logit (B, num_classes) is NaN."""
     broken = logits.isnan().any(dim=1)
     if broken.any():
         raise InputError(
@@ -82,7 +83,7 @@ def _gathered(
             logits = model(images)
         # gathering once after the loop would keep the padding
         logits, targets = accelerator.gather_for_metrics((logits.float(), targets))
-        _refuse_nan(logits)
+        refuse_nan(logits)
         yield logits, targets
 
 

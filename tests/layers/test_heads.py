@@ -8,7 +8,7 @@ import torch
 from timm.layers.ml_decoder import TransformerDecoderLayerOptimal
 
 from timm_fan import InputError
-from timm_fan.layers import CSRA, HEADS, ClassMax, MLDecoder, Query2Label, init_classifier
+from timm_fan.layers import CSRA, HEADS, ClassMax, MLDecoder, Query2Label, set_classifier_bias
 from timm_fan.layers.query2label import sine_position
 
 
@@ -39,7 +39,7 @@ def test_every_kind_of_classifier_can_start_at_a_prior(name):
     model = timm.create_model(name, num_classes=3)
     prior = torch.tensor([0.1, 0.5, 0.01])
     classifier = model.get_classifier()
-    init_classifier(classifier, prior)
+    set_classifier_bias(classifier, prior.logit())
     for module in classifier if isinstance(classifier, (tuple, list)) else [classifier]:
         bias = next(p for n, p in module.named_parameters() if n in ('bias', 'linear.bias'))
         assert torch.allclose(bias.sigmoid(), prior)
@@ -50,6 +50,12 @@ def test_a_classifier_without_bias_is_unchanged():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.init_classifier(torch.full((7,), 0.1))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('prior', [torch.tensor(0.1), torch.full((6,), 0.1), torch.tensor([0.1] * 6 + [1.])])
+def test_a_prior_of_another_size_or_range_is_refused(prior):
+    with pytest.raises(InputError, match='`prior` must be 7 probabilities strictly between 0 and 1'):
+        bare('class_max').init_classifier(prior)
 
 
 def test_wrong_names_and_arguments_are_refused():

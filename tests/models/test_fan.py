@@ -3,13 +3,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from helpers import PRINTED
 from timm.data import resolve_model_data_config
 
 from timm_fan import InputError
 
 SWITCHES = [dict(frn=frn, cln=cln) for frn in (True, False) for cln in (True, False)]
-# without what the paper does not show
-LITERAL = dict(lite=False, cln=True, joint=False, cln_residual=False, head='linear')
 
 
 def tiny(**kwargs):
@@ -24,7 +23,7 @@ def test_names_are_registered():
 @pytest.mark.parametrize('name, channels', [
     ('fan_resnet101', [512, 1024, 2048]), ('fan_resnet50', [512, 1024, 2048]), ('fan_vgg16', [512, 512, 512])])
 def test_sizes_of_the_paper(name, channels):
-    model = timm.create_model(name, device='meta', **LITERAL)
+    model = timm.create_model(name, device='meta', **PRINTED)
     assert model.backbone.channels == channels and model.backbone.reductions == [8, 16, 32]
     x = torch.zeros(2, 3, 448, 448, device='meta')
     assert model.forward_features(x).shape == (2, 512, 14, 14)
@@ -34,7 +33,7 @@ def test_sizes_of_the_paper(name, channels):
 
 def test_parameters_of_fan_resnet101():
     # an independent implementation has 65.9 M with 80 classes, of which ResNet-101 alone has 42.7 M
-    count = sum(p.numel() for p in timm.create_model('fan_resnet101', device='meta', **LITERAL).parameters())
+    count = sum(p.numel() for p in timm.create_model('fan_resnet101', device='meta', **PRINTED).parameters())
     assert count == pytest.approx(65.9e6, rel=2e-3)
 
 

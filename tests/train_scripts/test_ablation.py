@@ -123,6 +123,9 @@ def test_mistakes_are_named(monkeypatch, capsys, coco_folder, tmp_path, grid):
             (dict(options={**OPTIONS, 'data_dir': 'x'}), 'options must not have data_dir, which ablation.py sets'),
             (dict(rows={'FAN': 'lr'}), "row 'FAN' must be option: value"),
             (dict(rows={'FAN': dict(model_kwargs=None)}), 'model_kwargs likewise'),
+            (dict(views=1), "row 'FAN': views requires a fan model and backbone_lr: 0"),
+            (dict(views=-1), 'views must be a whole number of at least 0, got -1'),
+            (dict(search_options=dict(seed=1)), 'search_options must not have seed'),
             (dict(seeds='two'), "seeds must be a whole number of at least 1, got 'two'"),
             (dict(rows={'FAN': {}, 'K<6': {}, 'K>6': {}}), "have the same run folder 'K_6-")):
         grid.write_text(yaml.safe_dump({**GRID, **change}))

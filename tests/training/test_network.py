@@ -70,10 +70,22 @@ def test_a_run_folder_is_not_a_model(monkeypatch, capsys, coco_folder, run_folde
     assert 'Pass the folder of a saved model, which is best/ in a run folder.' in capsys.readouterr().err
 
 
-def network(monkeypatch, train_set, *options):
+def whole_network(monkeypatch, train_set, *options):
     train = load_program(monkeypatch, 'train')
     options, *_ = train.read_arguments(train.build_parser().parse_args([*NO_BACKBONE, *map(str, options)]))
-    return create_network(options.resolved(), train_set, Accelerator(cpu=True)).model
+    return create_network(options.resolved(), train_set, Accelerator(cpu=True))
+
+
+def network(*args):
+    return whole_network(*args).model
+
+
+def test_every_kind_of_batch_norm_is_frozen(monkeypatch, coco_folder):
+    options = ['--model', 'levit_128s', '--img-size', '224', '--freeze-bn']
+    created = whole_network(monkeypatch, read_coco(coco_folder, 'train2014'), *options)
+    norms = [m for m in created.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert created.frozen_norms == norms and {type(m).__name__ for m in norms} == {'BatchNorm1d', 'BatchNorm2d'}
+    assert not any(p.requires_grad for norm in norms for p in norm.parameters())
 
 
 @pytest.mark.parametrize('options', [
@@ -86,6 +98,8 @@ def test_a_new_classifier_starts_at_the_frequencies_of_the_labels(monkeypatch, c
     assert torch.allclose(model.get_classifier().bias.sigmoid(), prior)
     model = network(monkeypatch, train_set, *options, '--head-init-bias', '-3.4')
     assert torch.allclose(model.get_classifier().bias, torch.tensor(-3.4))
+    model = network(monkeypatch, train_set, *options, '--head-init-bias', '30')
+    assert (model.get_classifier().bias == 30).all()
 
 
 def test_a_trained_classifier_keeps_its_bias(monkeypatch, coco_folder, tmp_path):

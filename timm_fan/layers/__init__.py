@@ -10,6 +10,6 @@ from .feature_refinement import (
     fit_grid,
     halve,
 )
-from .head import HEADS, MapHead, create_head, init_classifier
+from .head import HEADS, MapHead, create_head, set_classifier_bias
 from .ml_decoder import MLDecoder
 from .query2label import Query2Label

@@ -1,4 +1,4 @@
-"""Classifiers on a feature map: linear on pooled features, or a head of another method."""
+"""Classifiers on a feature map: linear on pooled features, or one that sees every position."""
 from typing import Any, Dict, Optional, Sequence, Union
 
 import torch
@@ -63,24 +63,21 @@ class MapHead(nn.Module):
         return self.fc(self.drop(x))
 
 
-def init_classifier(classifier: Union[nn.Module, Sequence[nn.Module]], prior: torch.Tensor) -> None:
-    """Let a new classifier start at the frequencies of its classes, instead of a probability of 0.5.
-
-    Its bias becomes the log-odds of the classes. https://arxiv.org/abs/1708.02002, Section 3.3, does so with one
-    frequency for all classes. A classifier without a bias, that of CSRA, is unchanged.
+def set_classifier_bias(classifier: Union[nn.Module, Sequence[nn.Module]], bias: torch.Tensor) -> None:
+    """Set the bias of a linear classifier, or of a head of this package. That of CSRA has none and is unchanged.
 
     Args:
         classifier: Result of a timm model's `get_classifier`, a module or several.
-        prior: Probability of each class, strictly between 0 and 1, (num_classes,).
+        bias: Logits (num_classes,).
     """
     modules = [classifier] if isinstance(classifier, nn.Module) else classifier
     for module in modules:
-        bias = getattr(module, 'bias', None)
-        if not isinstance(bias, nn.Parameter):  # a norm and a linear layer
-            bias = next((p for name, p in module.named_parameters() if name.endswith('linear.bias')), None)
-        if bias is not None:
+        own = getattr(module, 'bias', None)
+        if not isinstance(own, nn.Parameter):  # a norm and a linear layer
+            own = next((p for name, p in module.named_parameters() if name.endswith('linear.bias')), None)
+        if own is not None:
             with torch.no_grad():
-                bias.copy_(prior.logit())
+                own.copy_(bias)
 
 
 def create_head(

@@ -29,6 +29,22 @@ def _choose_maps(reductions: Sequence[int]) -> List[int]:
     return [max(0, len(reductions) - k) for k in (3, 2, 1)]
 
 
+def unused_parameters(model: nn.Module, input_size: Sequence[int]) -> List[str]:
+    """Names of the parameters with a gradient that the output of a model does not depend on.
+
+    Args:
+        model: It returns a tensor or several. Its mode is unchanged.
+        input_size: (C, H, W) of an image.
+    """
+    training = model.training
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    outputs = model.eval()(torch.zeros(1, *input_size, device=named[0][1].device))
+    total = outputs.sum() if isinstance(outputs, torch.Tensor) else sum(output.sum() for output in outputs)
+    gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+    model.train(training)
+    return [name for (name, _), gradient in zip(named, gradients) if gradient is None]
+
+
 class NormedFeatureGetterNet(FeatureGetterNet):
     """Applies the model's final norm to every map. By default timm leaves it out."""
 
@@ -172,12 +188,8 @@ class Backbone(nn.Module):
     @torch.enable_grad()
     def _modules_without_effect(self) -> List[str]:
         """Modules with parameters that the maps do not depend on: what a classifier has before its last layer."""
-        net = self._create(device='meta').eval()
-        maps = net(torch.zeros(1, self.args['in_chans'], *self._input_size(), device='meta'))
-        named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(sum(m.sum() for m in maps), [p for _, p in named], allow_unused=True)
-        unused = [name.rpartition('.')[0] for (name, _), gradient in zip(named, gradients) if gradient is None]
-        return list(dict.fromkeys(unused))
+        unused = unused_parameters(self._create(device='meta'), (self.args['in_chans'], *self._input_size()))
+        return list(dict.fromkeys(name.rpartition('.')[0] for name in unused))
 
     def _create_plain(self) -> nn.Module:
         args = {k: v for k, v in self.args.items() if k not in ('out_indices', 'feature_cls')}

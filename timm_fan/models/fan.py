@@ -25,7 +25,7 @@ from timm_fan.layers import (
     FeatureRefinementNetwork,
     GridPooling,
     create_head,
-    init_classifier,
+    set_classifier_bias,
 )
 
 from .backbone import Backbone
@@ -43,8 +43,8 @@ class FAN(nn.Module):
     """Feature Attention Network over any timm backbone.
 
     By default x4 of the backbone and p2, p3, p4 of the FRN are concatenated and classified at each position. The other
-    parts of the paper, and what it leaves open, are arguments. Defaults are what was best on the validation half of
-    PASCAL VOC 2007, see train_scripts/results/README.md.
+    parts of the paper, and what it leaves open, are arguments. train_scripts/results/README.md has the reasons for the
+    defaults.
 
     The network as the paper prints it: `lite=False, cln=True, joint=False, cln_residual=False, head='linear'`. Only the
     batch norm after the 1x1 convolution of the FTBs is still an addition. Without the CLN, p2, p3 and p4 are
@@ -204,12 +204,20 @@ class FAN(nn.Module):
 
     @torch.jit.ignore
     def init_classifier(self, prior: torch.Tensor) -> None:
-        """Let a new classifier start at the frequencies of its classes, see `timm_fan.layers.init_classifier`.
+        """Let a new classifier start at the frequencies of its classes, instead of a probability of 0.5.
+
+        Its bias becomes their log-odds. https://arxiv.org/abs/1708.02002, Section 3.3, does so with one frequency for
+        all classes.
 
         Args:
             prior: Probability of each class, strictly between 0 and 1, (num_classes,), e.g. `dataset.labels.prior()`.
+
+        Raises:
+            timm_fan.InputError: `prior` has another size or range.
         """
-        init_classifier(self.head.fc, prior)
+        if prior.shape != (self.num_classes,) or not ((prior > 0) & (prior < 1)).all():
+            raise InputError(f'`prior` must be {self.num_classes} probabilities strictly between 0 and 1.')
+        set_classifier_bias(self.head.fc, prior.logit())
 
     def forward_maps(self, x: torch.Tensor) -> List[torch.Tensor]:
         """(B, in_chans, H, W) -> x2, x3, x4, fine to coarse, each (B, C, h, w), normalized where they are raw"""

@@ -3,6 +3,6 @@ from .engine import create_accelerator, images_at_once
 from .loss import LOSSES, create_loss
 from .network import create_network
 from .options import TrainingOptions, merge_options
-from .run_folder import RunFolder
+from .run_folder import RunFolder, new_record
 from .training import Training
 from .watch import Watch, memory_errors

@@ -10,8 +10,9 @@ from timm.models import get_model_input_config
 
 from timm_fan.data import MultiLabelDataset
 from timm_fan.errors import InputError
-from timm_fan.layers import init_classifier
+from timm_fan.layers import set_classifier_bias
 from timm_fan.models import create_model, label_names
+from timm_fan.models.backbone import unused_parameters
 from timm_fan.models.factory import check_name
 from timm_fan.models.pretrained import read_backbone_weights
 
@@ -52,14 +53,14 @@ def create_network(options: TrainingOptions, train_set: MultiLabelDataset, accel
         notes.append(f'{options.model} was trained on other classes, or the same in another order: it gets a new head')
         trained = False
     if not trained:
-        bias = options.head_init_bias
-        prior = train_set.labels.prior() if bias is None else torch.full((model.num_classes,), bias).sigmoid()
-        init_classifier(model.get_classifier(), prior)
+        constant = options.head_init_bias
+        bias = train_set.labels.prior().logit() if constant is None else torch.full((model.num_classes,), constant)
+        set_classifier_bias(model.get_classifier(), bias)
     data_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
     unused = freeze_unused(model, data_config['input_size'])
     if unused:
         notes.append(f'{len(unused)} parameters do not affect the logits and are frozen: {unused[0]}, ...')
-    model = _set_memory_options(model, options, accelerator.device)
+    model = _set_execution_options(model, options, accelerator.device)
     return Network(model, data_config, _freeze_layers(model, options), notes)
 
 
@@ -131,19 +132,13 @@ def freeze_unused(model: nn.Module, input_size: Sequence[int]) -> List[str]:
     Returns:
         Their names.
     """
-    training = model.training
-    model.eval()
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    logits = model(torch.zeros(1, *input_size))
-    gradients = torch.autograd.grad(logits.sum(), [p for _, p in named], allow_unused=True)
-    model.train(training)
-    unused = [(name, p) for (name, p), gradient in zip(named, gradients) if gradient is None]
-    for _, parameter in unused:
-        parameter.requires_grad_(False)
-    return [name for name, _ in unused]
+    unused = unused_parameters(model, input_size)
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    return unused
 
 
-def _set_memory_options(model: nn.Module, options: TrainingOptions, device: torch.device) -> nn.Module:
+def _set_execution_options(model: nn.Module, options: TrainingOptions, device: torch.device) -> nn.Module:
     """Enable gradient checkpointing and synchronized BatchNorm."""
     if options.grad_checkpointing:
         try:

@@ -32,6 +32,16 @@ from .training import Training
 _logger = logging.getLogger(__name__)
 
 
+def new_record(training: Training, train_set: MultiLabelDataset, val_set: MultiLabelDataset) -> Dict[str, Any]:
+    """Where the results of a run come from: command, hardware, versions, seed, parameters, and the data."""
+    accelerator = training.accelerator
+    return dict(
+        command=shlex.join(sys.argv), **environment(accelerator.device, accelerator.num_processes),
+        seed=training.options.seed, parameters=sum(p.numel() for p in training.network.parameters()),
+        train_images=len(train_set), val_images=len(val_set), seconds=0.,
+        data=dict(train=train_set.fingerprint(), val=val_set.fingerprint()))
+
+
 class RunFolder:
     """A run on disk: claims the folder, resumes and records the run, and stores models, history and checkpoints.
 
@@ -195,15 +205,11 @@ class RunFolder:
             InputError: The checkpoint is damaged or does not fit, the model cannot be saved, or the logger not started.
         """
         options, accelerator = training.options, training.accelerator
-        parameters = sum(p.numel() for p in training.network.parameters())
+        self._record = new_record(training, train_set, val_set)
         _logger.info(
             '%s: %.1f M parameters, %d classes, %d training and %d validation images at %d px, %s on %d process(es)',
-            options.model, parameters / 1e6, len(train_set.class_names), len(train_set), len(val_set),
+            options.model, self._record['parameters'] / 1e6, len(train_set.class_names), len(train_set), len(val_set),
             training.data_config['input_size'][1], accelerator.device.type, accelerator.num_processes)
-        self._record = dict(
-            command=shlex.join(sys.argv), **environment(accelerator.device, accelerator.num_processes),
-            seed=options.seed, parameters=parameters, train_images=len(train_set), val_images=len(val_set), seconds=0.,
-            data=dict(train=train_set.fingerprint(), val=val_set.fingerprint()))
         if self.checkpoint is None:
             training.try_to_save(self.path)
         else:

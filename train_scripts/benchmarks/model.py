@@ -20,7 +20,7 @@ from timm_fan.files import write_text
 from timm_fan.models import create_model
 from timm_fan.provenance import environment
 
-BARE = dict(frn=False, cln=False, head='linear')
+BARE = dict(frn=False, head='linear')
 ROWS: Dict[str, Dict[str, Any]] = {
     'backbone': BARE,
     'FAN': {},
