@@ -13,7 +13,9 @@ A grid is a YAML file: `options` of train.py for all rows, `rows` (name: options
 number), and `search` (option: list of values), of which each row takes the best with `search_seed`. A row may have its
 own `search`. `search_options` are options of the search alone, such as a part of the training images to validate on.
 With `views`, the maps of a frozen backbone are computed once, for this number of random views of each training image,
-and kept in RUNS/GRID/maps. A grid with `base` adds to the options of another grid, and replaces its other keys.
+and kept in RUNS/GRID/maps. With `start_from`, runs start from the models that another grid has trained, in the same
+RUNS and RESULTS, instead of new ones. A grid with `base` adds to the options of another grid, and replaces its other
+keys.
 """
 import argparse
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Optional
 import torch
 from ablations.grid import Grid, Results, read_grid
 from ablations.page import collect, write_page
-from ablations.work import Place, work
+from ablations.work import Place, Start, work
 from command_line import create_parser, run_program
 
 from timm_fan import InputError
@@ -52,6 +54,13 @@ def check_weights(grid: Grid, file: Optional[str]) -> None:
         raise InputError(f'No file {file}. Give the weights of the backbone as `backbone_weights`.')
 
 
+def find_start(grid: Grid, args: argparse.Namespace) -> Optional[Start]:
+    if grid.start_from is None:
+        return None
+    earlier = read_grid(grid.start_from)
+    return Start(earlier, Results(args.results / f'{earlier.name}.jsonl'), args.runs / earlier.name)
+
+
 def main(args: argparse.Namespace) -> None:
     if args.jobs < 1 or (args.seeds is not None and args.seeds < 1):
         raise InputError('`jobs` and `seeds` must be at least 1.')
@@ -66,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if not args.table:
         check_weights(grid, args.backbone_weights)
         rows = args.rows or list(grid.own)
-        place = Place(args.data_dir, args.runs / grid.name, args.backbone_weights)
+        place = Place(args.data_dir, args.runs / grid.name, args.backbone_weights, find_start(grid, args))
         work([run for row in rows for run in grid.search_runs(row)], results, place, args.jobs)
         work(grid.runs(rows, seeds, results), results, place, args.jobs)
     found = collect(grid, results, seeds)

@@ -99,7 +99,32 @@ def test_a_grid_over_a_frozen_backbone_keeps_its_maps(monkeypatch, capsys, coco_
                 monkeypatch, 'validate', run, '--data', 'coco2014', '--data-dir', coco_folder, '--json') == 0
             assert json.loads(capsys.readouterr().out)['mAP'] == pytest.approx(record['mAP'], abs=0.02)
     page = (tmp_path / 'maps.md').read_text()
+    start_from_models_of_a_grid(monkeypatch, capsys, tmp_path, options)
     assert '2 random views' in page and '| Top-3 OF1 |' in page and 'min_crop' in page
+
+
+def start_from_models_of_a_grid(monkeypatch, capsys, tmp_path, options):
+    """A model that is not trained further scores as before, and the search starts from the search."""
+    content = merge_options(GRID, dict(
+        start_from=str(tmp_path / 'maps.yaml'), search=dict(weight_decay=[0.1]), seeds=1,
+        options=dict(lr=0, backbone_lr=0, mixed_precision='no'), rows={'FAN': {}, 'mean': {}}))
+    content['options'] = {**OPTIONS, **content['options']}
+    (tmp_path / 'further.yaml').write_text(yaml.safe_dump(content))
+    assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options) == 0
+    before, after = (
+        {(r['row'], r['search']): r for line in (tmp_path / f'{name}.jsonl').read_text().splitlines()
+         for r in [json.loads(line)]} for name in ('maps', 'further'))
+    assert len(after) == 4
+    assert after['FAN', False]['mAP'] == pytest.approx(before['FAN', False]['mAP'], abs=0.02)
+    assert after['FAN', True]['mAP'] == pytest.approx(before['FAN', True]['mAP'], abs=0.02)
+    assert 'in [maps](maps.md)' in (tmp_path / 'further.md').read_text()
+    capsys.readouterr()
+    assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options, '--seeds', '2', '--rows', 'FAN') == 2
+    assert 'FAN-seed1 starts from a model of the grid maps' in capsys.readouterr().err
+    content['rows']['max'] = {}
+    (tmp_path / 'further.yaml').write_text(yaml.safe_dump(content))
+    assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options) == 2
+    assert "has no row 'max' to start from" in capsys.readouterr().err
 
 
 def test_mistakes_are_named(monkeypatch, capsys, coco_folder, tmp_path, grid):

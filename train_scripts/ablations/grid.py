@@ -14,7 +14,9 @@ from timm_fan.files import read_lines, read_yaml, write_text
 from timm_fan.training import TrainingOptions, merge_options
 
 GRIDS = Path(__file__).parent
-_KEYS = {'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed', 'search_options', 'views'}
+_KEYS = {
+    'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed', 'search_options', 'views',
+    'start_from'}
 # options that ablation.py sets
 _SET = {'data_dir', 'report', 'seed'}
 # options that do not change the result
@@ -37,13 +39,14 @@ class Run:
         seed: Its seed.
         options: Its options, without the seed.
         tried: The values that it tries of the row's search, None if it is not part of one.
-        views: See `Grid`.
+        views, start_from: See `Grid`.
     """
     row: str
     seed: int
     options: Options
     tried: Optional[Options] = None
     views: int = 0
+    start_from: Optional[str] = None
 
     @property
     def name(self) -> str:
@@ -64,10 +67,13 @@ class Results:
                 raise InputError(f'{file} is damaged: {error}. Remove the line.') from error
 
     def find(self, run: Run) -> List[dict]:
-        wanted = (run.row, run.seed, run.tried is not None, run.views, decisive(run.options))
-        return [
-            r for r in self.records
-            if (r['row'], r['seed'], r['search'], r.get('views', 0), decisive(r['options'])) == wanted]
+        wanted = (run.row, run.seed, run.tried is not None, run.views, run.start_from, decisive(run.options))
+
+        def describe(record: dict) -> tuple:
+            own = (record[key] for key in ('row', 'seed', 'search'))
+            return (*own, record.get('views', 0), record.get('start_from'), decisive(record['options']))
+
+        return [record for record in self.records if describe(record) == wanted]
 
     def add(self, record: dict) -> None:
         self.records.append(record)
@@ -97,6 +103,8 @@ class Grid:
         search_options: Options of the search that the final runs do not have, such as other images.
         views: Random views of each training image whose maps are computed once, by a frozen backbone that all rows
             share. With 0, runs are those of train.py.
+        start_from: Another grid. Each run starts from the model that its row has there, with the same seed; runs of the
+            search start from the best one of the search there.
     """
     name: str
     title: str
@@ -108,6 +116,7 @@ class Grid:
     search_seed: int
     search_options: Options
     views: int
+    start_from: Optional[str]
 
     def row_options(self, row: str) -> Options:
         return merge_options(self.options, self.own[row])
@@ -117,23 +126,27 @@ class Grid:
         values = itertools.product(*search.values()) if search else ()
         tried = [dict(zip(search, v)) for v in values]
         return [
-            Run(row, self.search_seed, merge_options(self.row_options(row), self.search_options, t), t, self.views)
+            Run(row, self.search_seed, merge_options(self.row_options(row), self.search_options, t), t, self.views,
+                self.start_from)
             for t in tried]
+
+    def best_of_search(self, row: str, results: Results) -> Optional[Run]:
+        """The best run of a row's search, None if there is no result yet."""
+        runs = [run for run in self.search_runs(row) if results.find(run)]
+        return max(runs, key=lambda run: results.find(run)[0]['mAP'], default=None)
 
     def choose(self, row: str, results: Results) -> Choice:
         """The options of a row, as far as it has been searched."""
-        runs = self.search_runs(row)
-        tried = [r for run in runs for r in results.find(run)]
-        if not tried:
-            return Choice(self.row_options(row), [])
-        best = decisive(max(tried, key=lambda r: r['mAP'])['options'])
-        chosen = next(run.tried for run in runs if decisive(run.options) == best)
-        return Choice(merge_options(self.row_options(row), chosen), tried)
+        best = self.best_of_search(row, results)
+        tried = [r for run in self.search_runs(row) for r in results.find(run)]
+        return Choice(merge_options(self.row_options(row), best.tried if best else None), tried)
 
     def runs(self, rows: List[str], seeds: int, results: Results) -> List[Run]:
         """The runs of some rows, with the options that were chosen for each."""
         chosen = {row: self.choose(row, results).options for row in rows}
-        return [Run(row, seed, chosen[row], views=self.views) for seed in range(seeds) for row in rows]
+        return [
+            Run(row, seed, chosen[row], views=self.views, start_from=self.start_from)
+            for seed in range(seeds) for row in rows]
 
 
 def read_grid(name: str) -> Grid:
@@ -150,7 +163,7 @@ def read_grid(name: str) -> Grid:
         name=file.stem, title=content.get('title', file.stem), options=content.get('options') or {}, own=own,
         searches=searches, reference=content.get('reference'), seeds=content.get('seeds', 5),
         search_seed=content.get('search_seed', 1000), search_options=content.get('search_options') or {},
-        views=content.get('views', 0))
+        views=content.get('views', 0), start_from=content.get('start_from'))
     _check(file, grid)
     return grid
 
@@ -191,6 +204,10 @@ def _check(file: Path, grid: Grid) -> None:
         value = getattr(grid, key)
         if not isinstance(value, int) or value < lowest:
             raise InputError(f'{file}: {key} must be a whole number of at least {lowest}, got {value!r}.')
+    if grid.start_from:
+        missing = set(grid.own) - set(_load(find_config(str(grid.start_from), GRIDS, 'start_from'))['rows'])
+        if missing:
+            raise InputError(f"{file}: {grid.start_from} has no row '{min(missing)}' to start from.")
     names: Counter = Counter()
     for row, search in grid.searches.items():
         if not isinstance(search, dict) or not all(isinstance(v, list) and v for v in search.values()):

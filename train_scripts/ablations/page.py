@@ -11,7 +11,7 @@ from timm_fan.files import read_text, write_text
 from timm_fan.models import create_model
 from timm_fan.report.plots import saved_figure
 
-from .grid import Grid, Options, Results, Run
+from .grid import Grid, Options, Results
 
 TEMPLATE = Path(__file__).parent / 'page.md'
 _GROUPS = dict(tail='rarest six', small='smallest six', correlated='most correlated six')
@@ -39,7 +39,7 @@ def collect(grid: Grid, results: Results, seeds: int) -> List[Row]:
     rows = []
     for name in grid.own:
         options, tried = grid.choose(name, results)
-        records = [r for seed in range(seeds) for r in results.find(Run(name, seed, options, views=grid.views))]
+        records = [r for run in grid.runs([name], seeds, results) for r in results.find(run)]
         if records:
             rows.append(Row(name, records, options, tried, _multiply_adds(options, len(records[0]['AP']))))
     return rows
@@ -132,7 +132,8 @@ def write_page(file: Path, grid: Grid, results: Results, rows: List[Row]) -> Non
     table = [_cells(row, rows, grid, searched) for row in rows]
     template = jinja2.Template(read_text(TEMPLATE), undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     text = template.render(
-        grid=grid, rows=rows, table=table, labels=list(map(_label_cells, rows)), searched=searched,
+        grid=grid, start=grid.start_from and Path(grid.start_from).stem, rows=rows, table=table,
+        labels=list(map(_label_cells, rows)), searched=searched,
         json=json.dumps, spread=_spread, first=records[0],
         results=results.file.name, titles=dict(tail='Rarest', small='Smallest', correlated='Most correlated'),
         hardware=sorted({r['hardware'] for r in records}),

@@ -7,7 +7,7 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -21,19 +21,48 @@ from timm_fan.data.statistics import correlated_classes
 from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate
 from timm_fan.explain import Localization, localization
 from timm_fan.files import read_yaml, write_text
+from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.models import load_model
 from timm_fan.prediction import Predictor
 from timm_fan.report import percent
 from timm_fan.training import RunFolder, TrainingOptions, merge_options
 
 from .frozen import train_on_maps
-from .grid import Results, Run, decisive
+from .grid import Grid, Results, Run, decisive
 
 TRAIN = Path(__file__).parents[1] / 'train.py'
 _under_way: List[subprocess.Popen] = []  # training of this process
 
 _RECORDED = (
     'parameters', 'train_images', 'val_images', 'seconds', 'hardware', 'versions', 'git_revision', 'data')
+
+
+@dataclass(frozen=True)
+class Start:
+    """The models of another grid, which runs start from.
+
+    Attributes:
+        grid: The other grid.
+        results: Its results.
+        runs: Folder of its run folders.
+    """
+    grid: Grid
+    results: Results
+    runs: Path
+
+    def model(self, run: Run) -> str:
+        """The model that a run starts from."""
+        if run.tried is None:
+            earlier, = self.grid.runs([run.row], 1, self.results)
+            earlier = replace(earlier, seed=run.seed)
+        else:
+            earlier = self.grid.best_of_search(run.row, self.results)
+        folder = RunFolder(self.runs / earlier.name).last if earlier else self.runs
+        if not (folder / WEIGHTS_NAME).is_file():
+            raise InputError(
+                f"The run {run.name} starts from a model of the grid {self.grid.name}, which is not in {folder}. Run"
+                ' that grid first, with the same `runs` and `results`.')
+        return f'local-dir:{folder}'
 
 
 @dataclass(frozen=True)
@@ -44,15 +73,20 @@ class Place:
         data_dir: Folder of the data set.
         runs: Folder of the run folders.
         backbone_weights: Safetensors file of the backbone of all rows, or None.
+        start: The models that runs start from, None for new ones.
     """
     data_dir: str
     runs: Path
     backbone_weights: Optional[str] = None
+    start: Optional[Start] = None
 
     def options(self, run: Run) -> Dict[str, object]:
         """Options for train.py."""
-        weights = dict(backbone_weights=self.backbone_weights) if self.backbone_weights else {}
-        return merge_options(run.options, weights, dict(data_dir=self.data_dir, seed=run.seed, report=False))
+        options = merge_options(run.options, dict(data_dir=self.data_dir, seed=run.seed, report=False))
+        if self.start:
+            network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained_backbone')
+            return {**{k: v for k, v in options.items() if k not in network}, 'model': self.start.model(run)}
+        return merge_options(options, dict(backbone_weights=self.backbone_weights) if self.backbone_weights else {})
 
 
 def work(runs: List[Run], results: Results, place: Place, jobs: int) -> None:
@@ -137,8 +171,9 @@ def _evaluate(run: Run, place: Place) -> Evaluation:
 
 
 def _locate(run: Run, place: Place, dataset: MultiLabelDataset) -> Optional[Localization]:
-    """The pointing game of a final run, as far as there are boxes; with a frozen backbone only for the first seed."""
-    if dataset.boxes is None or run.tried is not None or (run.views and run.seed):
+    """The pointing game of a final run, as far as there are boxes; with a trained backbone only for the first seed."""
+    trained = run.views or run.start_from
+    if dataset.boxes is None or run.tried is not None or (trained and run.seed):
         return None
     return localization(Predictor.load(RunFolder(place.runs / run.name).last, Accelerator().device), dataset)
 
@@ -151,7 +186,7 @@ def _result(run: Run, place: Place, evaluation: Evaluation, record: dict) -> dic
     where = _locate(run, place, dataset)
     weights = dict(backbone_weights=Path(place.backbone_weights).name) if place.backbone_weights else {}
     return dict(
-        row=run.row, seed=run.seed, search=run.tried is not None, views=run.views,
+        row=run.row, seed=run.seed, search=run.tried is not None, views=run.views, start_from=run.start_from,
         options=merge_options(run.options, weights), mAP=scores.mAP, all=asdict(scores.all), top3=asdict(scores.top3),
         tail=asdict(groups.tail), small=asdict(groups.small) if groups.small else None,
         correlated=dict(classes=tied, mAP=statistics.fmean(ap[n] for n in tied) if tied else None),
