@@ -99,11 +99,11 @@ def test_a_grid_over_a_frozen_backbone_keeps_its_maps(monkeypatch, capsys, coco_
                 monkeypatch, 'validate', run, '--data', 'coco2014', '--data-dir', coco_folder, '--json') == 0
             assert json.loads(capsys.readouterr().out)['mAP'] == pytest.approx(record['mAP'], abs=0.02)
     page = (tmp_path / 'maps.md').read_text()
-    start_from_models_of_a_grid(monkeypatch, capsys, tmp_path, options)
+    check_start_from(monkeypatch, capsys, tmp_path, options)
     assert '2 random views' in page and '| Top-3 OF1 |' in page and 'min_crop' in page
 
 
-def start_from_models_of_a_grid(monkeypatch, capsys, tmp_path, options):
+def check_start_from(monkeypatch, capsys, tmp_path, options):
     """A model that is not trained further scores as before, and the search starts from the search."""
     content = merge_options(GRID, dict(
         start_from=str(tmp_path / 'maps.yaml'), search=dict(weight_decay=[0.1]), seeds=1,

@@ -82,9 +82,10 @@ class Results:
 
 
 class Choice(NamedTuple):
-    """Options of a row with the best values of its search, and the records of the search."""
+    """Options of a row with the best values of its search, the records of the search, and its best run if any."""
     options: Options
     tried: List[dict]
+    best: Optional[Run]
 
 
 @dataclass(frozen=True)
@@ -130,16 +131,13 @@ class Grid:
                 self.start_from)
             for t in tried]
 
-    def best_of_search(self, row: str, results: Results) -> Optional[Run]:
-        """The best run of a row's search, None if there is no result yet."""
-        runs = [run for run in self.search_runs(row) if results.find(run)]
-        return max(runs, key=lambda run: results.find(run)[0]['mAP'], default=None)
-
     def choose(self, row: str, results: Results) -> Choice:
         """The options of a row, as far as it has been searched."""
-        best = self.best_of_search(row, results)
-        tried = [r for run in self.search_runs(row) for r in results.find(run)]
-        return Choice(merge_options(self.row_options(row), best.tried if best else None), tried)
+        tried = [(record, run) for run in self.search_runs(row) for record in results.find(run)]
+        if not tried:
+            return Choice(self.row_options(row), [], None)
+        _, best = max(tried, key=lambda pair: pair[0]['mAP'])
+        return Choice(merge_options(self.row_options(row), best.tried), [record for record, _ in tried], best)
 
     def runs(self, rows: List[str], seeds: int, results: Results) -> List[Run]:
         """The runs of some rows, with the options that were chosen for each."""

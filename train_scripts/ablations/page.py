@@ -38,7 +38,7 @@ def collect(grid: Grid, results: Results, seeds: int) -> List[Row]:
     """The rows of a grid that have results."""
     rows = []
     for name in grid.own:
-        options, tried = grid.choose(name, results)
+        options, tried, _ = grid.choose(name, results)
         records = [r for run in grid.runs([name], seeds, results) for r in results.find(run)]
         if records:
             rows.append(Row(name, records, options, tried, _multiply_adds(options, len(records[0]['AP']))))

@@ -7,7 +7,7 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -52,11 +52,8 @@ class Start:
 
     def model(self, run: Run) -> str:
         """The model that a run starts from."""
-        if run.tried is None:
-            earlier, = self.grid.runs([run.row], 1, self.results)
-            earlier = replace(earlier, seed=run.seed)
-        else:
-            earlier = self.grid.best_of_search(run.row, self.results)
+        # a final run has the same name in both grids
+        earlier = run if run.tried is None else self.grid.choose(run.row, self.results).best
         folder = RunFolder(self.runs / earlier.name).last if earlier else self.runs
         if not (folder / WEIGHTS_NAME).is_file():
             raise InputError(
