@@ -14,8 +14,8 @@ number), and `search` (option: list of values), of which each row takes the best
 own `search`. `search_options` are options of the search alone, such as a part of the training images to validate on.
 With `views`, the maps of a frozen backbone are computed once, for this number of random views of each training image,
 and kept in RUNS/GRID/maps. With `start_from`, runs start from the models that another grid has trained, in the same
-RUNS and RESULTS, instead of new ones. A grid with `base` adds to the options of another grid, and replaces its other
-keys.
+RUNS and RESULTS, instead of new ones, and rows keep their options. A grid with `base` adds to the options of another
+grid, and replaces its other keys.
 """
 import argparse
 from pathlib import Path
@@ -48,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_weights(grid: Grid, file: Optional[str]) -> None:
-    """The grid names the file of the weights, and the user says where it is."""
+    """The grid names the file of the weights, and the user says where it is, unless runs start from other models."""
+    if grid.start_from:
+        return
     file = file or grid.options.get('backbone_weights')
     if file and not Path(file).is_file():
         raise InputError(f'No file {file}. Give the weights of the backbone as `backbone_weights`.')

@@ -107,24 +107,34 @@ def check_start_from(monkeypatch, capsys, tmp_path, options):
     """A model that is not trained further scores as before, and the search starts from the search."""
     content = merge_options(GRID, dict(
         start_from=str(tmp_path / 'maps.yaml'), search=dict(weight_decay=[0.1]), seeds=1,
-        options=dict(lr=0, backbone_lr=0, mixed_precision='no'), rows={'FAN': {}, 'mean': {}}))
-    content['options'] = {**OPTIONS, **content['options']}
+        options=dict(lr=0, backbone_lr=0, mixed_precision='no')))
+    content['options'] = {**OPTIONS, 'backbone_weights': 'not_here.safetensors', **content['options']}
+    content['rows'] = {'FAN': None, 'mean': None}
     (tmp_path / 'further.yaml').write_text(yaml.safe_dump(content))
     assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options) == 0
     before, after = (
         {(r['row'], r['search']): r for line in (tmp_path / f'{name}.jsonl').read_text().splitlines()
          for r in [json.loads(line)]} for name in ('maps', 'further'))
     assert len(after) == 4
+    assert after['mean', False]['options']['model_kwargs'] == GRID['rows']['mean']['model_kwargs']
+    assert after['mean', False]['parameters'] == before['mean', False]['parameters']
     assert after['FAN', False]['mAP'] == pytest.approx(before['FAN', False]['mAP'], abs=0.02)
     assert after['FAN', True]['mAP'] == pytest.approx(before['FAN', True]['mAP'], abs=0.02)
     assert 'in [maps](maps.md)' in (tmp_path / 'further.md').read_text()
     capsys.readouterr()
     assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options, '--seeds', '2', '--rows', 'FAN') == 2
     assert 'FAN-seed1 starts from a model of the grid maps' in capsys.readouterr().err
-    content['rows']['max'] = {}
-    (tmp_path / 'further.yaml').write_text(yaml.safe_dump(content))
-    assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options) == 2
-    assert "has no row 'max' to start from" in capsys.readouterr().err
+    earlier = (tmp_path / 'maps.jsonl').read_text()
+    (tmp_path / 'maps.jsonl').write_text(''.join(line + '\n' for line in earlier.splitlines() if '"mean"' in line))
+    (tmp_path / 'further.jsonl').unlink()
+    assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options, '--rows', 'FAN') == 2
+    assert 'has no line in' in capsys.readouterr().err
+    for change, words in (
+            (dict(rows={**content['rows'], 'max': None}), "has no row 'max' to start from"),
+            (dict(start_from=str(tmp_path / 'further.yaml')), 'builds on itself')):
+        (tmp_path / 'further.yaml').write_text(yaml.safe_dump({**content, **change}))
+        assert run_here(monkeypatch, 'ablation', tmp_path / 'further.yaml', *options) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_mistakes_are_named(monkeypatch, capsys, coco_folder, tmp_path, grid):
@@ -143,7 +153,7 @@ def test_mistakes_are_named(monkeypatch, capsys, coco_folder, tmp_path, grid):
     grid.write_text(yaml.safe_dump({**GRID, 'reference': 'x'}))
     assert 'reference must be one of the rows' in error(grid)
     for change, words in (
-            (dict(base=str(grid)), 'is its own base'),
+            (dict(base=str(grid)), 'builds on itself'),
             (dict(options=['lr']), 'options must be option: value'),
             (dict(options={**OPTIONS, 'data_dir': 'x'}), 'options must not have data_dir, which ablation.py sets'),
             (dict(rows={'FAN': 'lr'}), "row 'FAN' must be option: value"),

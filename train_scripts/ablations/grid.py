@@ -105,7 +105,7 @@ class Grid:
         views: Random views of each training image whose maps are computed once, by a frozen backbone that all rows
             share. With 0, runs are those of train.py.
         start_from: Another grid. Each run starts from the model that its row has there, with the same seed; runs of the
-            search start from the best one of the search there.
+            search start from the best one of the search there. Rows have the options that distinguish them there.
     """
     name: str
     title: str
@@ -142,21 +142,29 @@ class Grid:
     def runs(self, rows: List[str], seeds: int, results: Results) -> List[Run]:
         """The runs of some rows, with the options that were chosen for each."""
         chosen = {row: self.choose(row, results).options for row in rows}
-        return [
-            Run(row, seed, chosen[row], views=self.views, start_from=self.start_from)
-            for seed in range(seeds) for row in rows]
+        return [self.run(row, seed, chosen[row]) for seed in range(seeds) for row in rows]
+
+    def run(self, row: str, seed: int, options: Options) -> Run:
+        """A run with the options that were chosen for its row."""
+        return Run(row, seed, options, views=self.views, start_from=self.start_from)
 
 
-def read_grid(name: str) -> Grid:
+def read_grid(name: str, _above: Tuple[Path, ...] = ()) -> Grid:
     """A grid from a YAML file, or from the one of this name in this folder.
 
     Raises:
         InputError: The file is missing or wrong.
     """
     file = find_config(name, GRIDS, 'grid')
-    content = _load(file)
+    content = _load(file, _above)
     own = {row: dict(options or {}) for row, options in content['rows'].items()}
     searches = {row: options.pop('search', content.get('search')) or {} for row, options in own.items()}
+    if content.get('start_from'):
+        earlier = read_grid(str(content['start_from']), (*_above, file.resolve())).own
+        missing = set(own) - set(earlier)
+        if missing:
+            raise InputError(f"{file}: {content['start_from']} has no row '{min(missing)}' to start from.")
+        own = {row: merge_options(earlier[row], options) for row, options in own.items()}
     grid = Grid(
         name=file.stem, title=content.get('title', file.stem), options=content.get('options') or {}, own=own,
         searches=searches, reference=content.get('reference'), seeds=content.get('seeds', 5),
@@ -167,9 +175,9 @@ def read_grid(name: str) -> Grid:
 
 
 def _load(file: Path, above: Tuple[Path, ...] = ()) -> Dict[str, Any]:
-    """The content of a file on top of that of its base. `above` are the files that it is a base of."""
+    """The content of a file on top of that of its base. `above` are the files that build on it."""
     if file.resolve() in above:
-        raise InputError(f'{file} is its own base.')
+        raise InputError(f'{file} builds on itself.')
     content = read_yaml(file)
     if isinstance(content, dict):
         for key in ('options', 'search_options'):
@@ -202,10 +210,6 @@ def _check(file: Path, grid: Grid) -> None:
         value = getattr(grid, key)
         if not isinstance(value, int) or value < lowest:
             raise InputError(f'{file}: {key} must be a whole number of at least {lowest}, got {value!r}.')
-    if grid.start_from:
-        missing = set(grid.own) - set(_load(find_config(str(grid.start_from), GRIDS, 'start_from'))['rows'])
-        if missing:
-            raise InputError(f"{file}: {grid.start_from} has no row '{min(missing)}' to start from.")
     names: Counter = Counter()
     for row, search in grid.searches.items():
         if not isinstance(search, dict) or not all(isinstance(v, list) and v for v in search.values()):

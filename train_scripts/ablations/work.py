@@ -52,13 +52,13 @@ class Start:
 
     def model(self, run: Run) -> str:
         """The model that a run starts from."""
-        # a final run has the same name in both grids
-        earlier = run if run.tried is None else self.grid.choose(run.row, self.results).best
+        choice = self.grid.choose(run.row, self.results)
+        earlier = choice.best if run.tried is not None else self.grid.run(run.row, run.seed, choice.options)
         folder = RunFolder(self.runs / earlier.name).last if earlier else self.runs
-        if not (folder / WEIGHTS_NAME).is_file():
+        if not earlier or not self.results.find(earlier) or not (folder / WEIGHTS_NAME).is_file():
             raise InputError(
-                f"The run {run.name} starts from a model of the grid {self.grid.name}, which is not in {folder}. Run"
-                ' that grid first, with the same `runs` and `results`.')
+                f"The run {run.name} starts from a model of the grid {self.grid.name}, which is not in {folder}, or has"
+                f" no line in {self.results.file}. Run that grid first, with the same `runs` and `results`.")
         return f'local-dir:{folder}'
 
 
