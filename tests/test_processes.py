@@ -2,8 +2,9 @@ import os
 import signal
 
 import pytest
+import torch
 
-from timm_fan.processes import StopRequest, ignore_signals
+from timm_fan.processes import StopRequest, ignore_signals, share_cores
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +39,22 @@ def test_workers_leave_signals_to_their_parent():
     ignore_signals()
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize('cores, processes, wanted, workers, threads', [
+    (2, 1, 0, 0, 2), (2, 1, 1, 1, 1), (2, 1, 8, 1, 1), (1, 1, 2, 0, 1), (16, 1, 4, 4, 12),
+    (16, 4, 8, 3, 1), (2, 4, 2, 0, 1)])
+def test_threads_and_workers_do_not_exceed_the_cores(monkeypatch, cores, processes, wanted, workers, threads):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)))
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    before = torch.get_num_threads()
+    try:
+        assert share_cores(wanted) == workers
+        assert torch.get_num_threads() == threads
+        monkeypatch.setenv('OMP_NUM_THREADS', '5')
+        torch.set_num_threads(5)
+        assert share_cores(wanted) == workers
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,31 @@
-"""Signals and worker processes of a long run."""
+"""Cores, signals and worker processes of a long run."""
 import multiprocessing
+import os
 import signal
 from typing import Any, Dict
+
+import torch
+
+
+def share_cores(workers: int) -> int:
+    """Give each data loading process a core, and the other cores to the threads of PyTorch.
+
+    Threads that share a core with another thread spin while they wait for each other, and slow training down several
+    times. OMP_NUM_THREADS sets the number of threads instead.
+
+    Args:
+        workers: Data loading processes that are wanted for this training process.
+
+    Returns:
+        As many of them as leave a core to the model.
+    """
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # set by torchrun and accelerate launch
+    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+    cores = max(1, cores // processes)
+    workers = min(workers, cores - 1)
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(cores - workers)
+    return workers
 
 
 def ignore_signals(_worker: int = 0) -> None:

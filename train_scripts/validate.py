@@ -24,6 +24,7 @@ from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate, evaluat
 from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.metrics import POLICIES, choose_thresholds, compare, parse_policy
 from timm_fan.models import load_model, model_folder, model_thresholds, save_thresholds
+from timm_fan.processes import share_cores
 from timm_fan.provenance import file_sha256
 from timm_fan.report import ReportInfo, format_binned, format_comparison, format_scores, write_report
 
@@ -49,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--bootstrap', type=int, default=1000, help='resamples for the 95%% intervals, 0 for none (default: 1000)')
     add('--binned', action='store_true', help='constant memory for any number of images, with bounds for mAP')
     add('--batch-size', type=int, default=32, help='images per process (default: %(default)s)')
-    add('--workers', type=int, default=2, help='data loading processes per process (default: %(default)s)')
+    add('--workers', type=int, default=2,
+        help='data loading processes per process, at most one less than the cores (default: %(default)s)')
     add('--mixed-precision', default='no', choices=['no', 'bf16', 'fp16'], help='(default: %(default)s)')
     add('--report', metavar='DIR', help='write a report to this folder')
     add('--json', action='store_true', help='print all scores as JSON')
@@ -80,7 +82,7 @@ def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator) 
     with accelerator.main_process_first():
         model = load_model(source)
         dataset = dataset_for_model(model, args.data, args.data_dir, args.split)
-    loader = accelerator.prepare(create_loader(dataset, args.batch_size, args.workers))
+    loader = accelerator.prepare(create_loader(dataset, args.batch_size, share_cores(args.workers)))
     threshold = args.threshold if args.threshold is not None else model_thresholds(model)
     return model.to(accelerator.device, memory_format=torch.channels_last), loader, threshold
 

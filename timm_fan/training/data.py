@@ -13,6 +13,7 @@ from timm_fan.data import (
     create_train_transform,
 )
 from timm_fan.errors import InputError
+from timm_fan.processes import share_cores
 
 from .engine import images_at_once
 from .options import TrainingOptions
@@ -53,8 +54,8 @@ def create_loaders(
     val_set.transform = EvalTransform(data_config)
     images = images_at_once(options, accelerator)
     sampler = RandomSampler(train_set, num_samples=len(train_set) // options.batch_size * options.batch_size)
+    workers = share_cores(options.workers)
     common = dict(
-        num_workers=options.workers, persistent_workers=options.workers > 0,
-        pin_memory=accelerator.device.type == 'cuda')
+        num_workers=workers, persistent_workers=workers > 0, pin_memory=accelerator.device.type == 'cuda')
     train_loader = create_loader(SeededSamples(train_set, options.seed), images, sampler=sampler, **common)
     return accelerator.prepare(train_loader, create_loader(val_set, images, **common))

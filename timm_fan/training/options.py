@@ -90,7 +90,9 @@ class TrainingOptions(BaseModel):
     torchcompile: Optional[Literal[tuple(backend.value.lower() for backend in DynamoBackend)]] = _option(
         None, 'compile the model with this backend of torch.compile, inductor if none is given', 'execution',
         const='inductor')
-    workers: int = _option(2, 'data loading processes per training process', 'execution', card=False, ge=0)
+    workers: int = _option(
+        2, 'data loading processes per training process, at most one less than the cores', 'execution', card=False,
+        ge=0)
 
     val_interval: int = _option(
         1, 'epochs between evaluations; the last epoch is always evaluated', 'evaluation and checkpoints', ge=1)
