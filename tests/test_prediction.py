@@ -2,9 +2,10 @@ import pytest
 import timm
 import torch
 from helpers import LABELS, photo, save_small_fan
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from timm.data import create_transform
 
+import timm_fan
 from timm_fan import InputError
 from timm_fan.models import load_model, save_model, save_thresholds
 from timm_fan.prediction import Predictor
@@ -75,3 +76,43 @@ def test_nan_is_an_input_error(model_folder):
     save_model(model, model_folder, LABELS, dict(input_size=(3, 64, 64)))
     with pytest.raises(InputError, match='The model gives NaN. Its weights are damaged.'):
         Predictor.load(model_folder).probabilities([photo()])
+
+
+def test_predict_names_the_labels_of_files_and_images(model_folder, tmp_path):
+    photos = [photo(320, 240), ImageOps.mirror(photo(320, 240)), photo(97, 150)]
+    files = []
+    for i, image in enumerate(photos):
+        files.append(tmp_path / f'{i}.png')
+        image.save(files[-1])
+    predictor = Predictor.load(model_folder)
+    expected = [predictor.labels(row, threshold=0.01) for row in predictor.probabilities(photos)]
+    for images in (files, list(map(str, files)), photos, photos[:1] + files[1:]):
+        found = timm_fan.predict(images, model_folder, threshold=0.01, batch_size=2)
+        for labels, wanted in zip(found, expected, strict=True):
+            assert [name for name, _ in labels] == [name for name, _ in wanted]
+            assert [p for _, p in labels] == pytest.approx([p for _, p in wanted], abs=1e-5)
+    assert timm_fan.predict(photos[0], predictor.model, threshold=0.01) == timm_fan.predict(
+        files[0], model_folder, threshold=0.01)
+    assert timm_fan.predict([], model_folder) == []
+
+
+def test_predict_decodes_pil_images_as_files(model_folder, tmp_path):
+    """Rotated by EXIF, transparent pixels on white, and the image itself is left as it is."""
+    exif = Image.Exif()
+    exif[274] = 6
+    photo(120, 80).save(tmp_path / 'rotated.jpg', exif=exif)
+    transparent = photo(90, 70).convert('RGBA')
+    transparent.putalpha(Image.new('L', transparent.size, 100))
+    transparent.save(tmp_path / 'transparent.png')
+    for name in ('rotated.jpg', 'transparent.png'):
+        with Image.open(tmp_path / name) as image:
+            size = image.size
+            assert timm_fan.predict(image, model_folder, topk=3) == timm_fan.predict(
+                tmp_path / name, model_folder, topk=3)
+            assert image.size == size
+
+
+def test_predict_names_a_file_that_it_cannot_read(model_folder, tmp_path):
+    (tmp_path / 'a.jpg').write_bytes(b'no image')
+    with pytest.raises(InputError, match='unreadable image .*a.jpg'):
+        timm_fan.predict([photo(), tmp_path / 'a.jpg'], model_folder)

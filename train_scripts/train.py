@@ -151,7 +151,7 @@ def main(args: argparse.Namespace) -> None:
     train_set, val_set = open_splits(options, accelerator)
     run.load_progress(options, train_set.class_names, len(train_set))
     network = create_network(options, train_set, accelerator)
-    train_loader, val_loader = create_loaders(train_set, val_set, network.data_config, options, accelerator)
+    train_loader, val_loader = create_loaders(train_set, val_set, network, options, accelerator)
     run.open(options, accelerator, train=train_set, val=val_set)
     training = Training(network, train_set, options, accelerator)
     run.begin(training, train_set, val_set)

@@ -76,7 +76,8 @@ def test_without_boxes_there_are_pictures_only(monkeypatch, capsys, models, coco
     (['BACKBONE', 'PHOTO', '--maps', 'attention'], 'Only a FAN with a CLN has attention to show, this model has none.'),
     (['FAN', 'none.jpg'], 'none.jpg'),
     (['FAN', 'broken.jpg'], 'unreadable image broken.jpg'),
-    (['.', 'PHOTO'], 'contains no config.json'),
+    (['runs/none', 'PHOTO'], 'No image file or folder runs/none'),
+    (['.'], 'unreadable image broken.jpg'),
     (['FAN', 'PHOTO', '--device', 'nothing'], '--device nothing is not a device of PyTorch'),
 ])
 def test_mistakes_end_in_one_message(monkeypatch, capsys, models, coco_folder, tmp_path, args, message):

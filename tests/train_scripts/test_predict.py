@@ -3,10 +3,13 @@ import json
 import re
 
 import pytest
+import torch
 from helpers import run_here
+from PIL import Image
 
+import timm_fan
 from timm_fan.data import read_coco
-from timm_fan.models import create_model, save_model
+from timm_fan.models import BUNDLED, create_model, pretrained, save_model
 
 
 def test_text_has_a_line_for_each_image(monkeypatch, capsys, run_folder, coco_folder):
@@ -57,3 +60,25 @@ def test_a_label_is_on_one_line(monkeypatch, capsys, coco_folder, tmp_path):
     assert run_here(monkeypatch, 'predict', tmp_path / 'model', photo, '--topk', '2') == 0
     [line] = capsys.readouterr().out.splitlines()
     assert 'x\\ny 0.' in line and 'z 0.' in line
+
+
+@pytest.mark.parametrize('name', [BUNDLED, 'BUNDLED', None])
+def test_the_bundled_model_needs_no_name(monkeypatch, capsys, run_folder, coco_folder, tmp_path, name):
+    """Here another model is in the place of the one that comes with the package."""
+    photo = coco_folder / 'val2014' / '000003.jpg'
+    names = [f'label {i}' for i in range(20)]
+    save_model(create_model(BUNDLED).eval(), tmp_path / BUNDLED, names, dict(input_size=(3, 64, 64)))
+    monkeypatch.setattr(pretrained, 'WEIGHTS', tmp_path)
+    inputs = [name, photo] if name == BUNDLED else [tmp_path / BUNDLED, photo] if name else [photo]
+    assert run_here(monkeypatch, 'predict', *inputs, '--topk', '20') == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f'{photo}: ') and all(label in output for label in names)
+    with torch.inference_mode():
+        expected = timm_fan.predict(photo, tmp_path / BUNDLED, topk=3)
+    assert timm_fan.predict(photo, topk=3) == expected
+    assert timm_fan.predict([str(photo), Image.open(photo)], topk=3) == [expected, expected]
+
+
+def test_images_are_required(monkeypatch, capsys, run_folder):
+    assert run_here(monkeypatch, 'predict', run_folder) == 2
+    assert 'Give images, or folders of images.' in capsys.readouterr().err

@@ -1,5 +1,5 @@
 """The data of a training run."""
-from typing import Any, Dict, List, Tuple
+from typing import List, Tuple
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, RandomSampler
@@ -16,6 +16,7 @@ from timm_fan.errors import InputError
 from timm_fan.processes import share_cores
 
 from .engine import images_at_once
+from .network import Network
 from .options import TrainingOptions
 
 
@@ -35,7 +36,7 @@ def open_splits(options: TrainingOptions, accelerator: Accelerator) -> Tuple[Mul
 def create_loaders(
         train_set: MultiLabelDataset,
         val_set: MultiLabelDataset,
-        data_config: Dict[str, Any],
+        network: Network,
         options: TrainingOptions,
         accelerator: Accelerator,
 ) -> List[DataLoader]:
@@ -48,10 +49,10 @@ def create_loaders(
         InputError: timm does not know the auto-augment.
     """
     try:
-        train_set.transform = create_train_transform(data_config, (options.min_crop, 1.), options.aa)
+        train_set.transform = create_train_transform(network.train_config, (options.min_crop, 1.), options.aa)
     except (AssertionError, ValueError) as error:
         raise InputError(f'`aa={options.aa}` is not an auto-augment of timm. An example is rand-m7-mstd0.5.') from error
-    val_set.transform = EvalTransform(data_config)
+    val_set.transform = EvalTransform(network.data_config)
     images = images_at_once(options, accelerator)
     sampler = RandomSampler(train_set, num_samples=len(train_set) // options.batch_size * options.batch_size)
     workers = share_cores(options.workers)

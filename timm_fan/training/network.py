@@ -25,11 +25,13 @@ class Network(NamedTuple):
     Attributes:
         model: The model.
         data_config: Its preprocessing, as of `timm.data.resolve_model_data_config`.
+        train_config: The same in training, where images may have another size.
         frozen_norms: BatchNorm layers that must stay in evaluation mode.
         notes: Notes for the user.
     """
     model: nn.Module
     data_config: Dict[str, Any]
+    train_config: Dict[str, Any]
     frozen_norms: List[nn.Module]
     notes: List[str]
 
@@ -56,12 +58,23 @@ def create_network(options: TrainingOptions, train_set: MultiLabelDataset, accel
         constant = options.head_init_bias
         bias = train_set.labels.prior().logit() if constant is None else torch.full((model.num_classes,), constant)
         set_classifier_bias(model.get_classifier(), bias)
-    data_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
-    unused = freeze_unused(model, data_config['input_size'])
+    train_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
+    data_config = _evaluated_config(model, train_config, options)
+    unused = freeze_unused(model, train_config['input_size'])
     if unused:
         notes.append(f'{len(unused)} parameters do not affect the logits and are frozen: {unused[0]}, ...')
     model = _set_execution_options(model, options, accelerator.device)
-    return Network(model, data_config, _freeze_layers(model, options), notes)
+    return Network(model, data_config, train_config, _freeze_layers(model, options), notes)
+
+
+def _evaluated_config(model: nn.Module, train_config: Dict[str, Any], options: TrainingOptions) -> Dict[str, Any]:
+    size = options.val_img_size
+    if not size or train_config['input_size'][1:] == (size, size):
+        return train_config
+    if get_model_input_config(model)['fixed_input_size']:
+        raise InputError(
+            f"`val_img_size={size}`: '{options.model}' has a fixed size, {train_config['input_size'][1:]} here.")
+    return {**train_config, 'input_size': (3, size, size)}
 
 
 def _is_saved(options: TrainingOptions) -> bool:

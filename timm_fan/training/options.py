@@ -45,6 +45,8 @@ class TrainingOptions(BaseModel):
         ' labels', 'model', resumable=False)
     model_kwargs: Dict[str, Any] = _option({}, 'other arguments of the model, e.g. frn=false', 'model')
     img_size: Optional[int] = _option(None, 'image size in pixels; default: that of the model', 'model', ge=1)
+    val_img_size: Optional[int] = _option(
+        None, 'image size of evaluations and of the saved model; default: img_size', 'model', ge=1)
 
     epochs: int = _option(20, 'number of epochs', 'optimization', ge=1)
     batch_size: int = _option(

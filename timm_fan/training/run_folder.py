@@ -209,7 +209,7 @@ class RunFolder:
         _logger.info(
             '%s: %.1f M parameters, %d classes, %d training and %d validation images at %d px, %s on %d process(es)',
             options.model, self._record['parameters'] / 1e6, len(train_set.class_names), len(train_set), len(val_set),
-            training.data_config['input_size'][1], accelerator.device.type, accelerator.num_processes)
+            training.train_config['input_size'][1], accelerator.device.type, accelerator.num_processes)
         if self.checkpoint is None:
             training.try_to_save(self.path)
         else:

@@ -63,7 +63,8 @@ class Training:
     def __init__(
             self, network: Network, train_set: MultiLabelDataset, options: TrainingOptions, accelerator: Accelerator):
         self.options, self.accelerator = options, accelerator
-        self.class_names, self.data_config = train_set.class_names, network.data_config
+        self.class_names = train_set.class_names
+        self.data_config, self.train_config = network.data_config, network.train_config
         self.updates_per_epoch = len(train_set) // options.batch_size
         self.images_at_once = images_at_once(options, accelerator)
         for note in network.notes:

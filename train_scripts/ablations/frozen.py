@@ -24,6 +24,7 @@ from timm_fan.data import (
 from timm_fan.evaluation import Evaluation, refuse_nan
 from timm_fan.files import written_folder
 from timm_fan.training import Training, TrainingOptions, create_accelerator, create_network, new_record, open_splits
+from timm_fan.training.network import Network
 
 
 class Maps(NamedTuple):
@@ -61,34 +62,36 @@ class MapFolder:
     Args:
         path: Folder for the maps of all backbones and data.
         model: Its backbone is frozen.
-        data_config: Its preprocessing.
+        network: Its preprocessing.
         options: Options of the run, of which some determine the maps.
     """
 
-    def __init__(self, path: Path, model: FAN, data_config: Dict[str, Any], options: TrainingOptions):
-        self.path, self.model, self.data_config, self.options = path, model, data_config, options
+    def __init__(self, path: Path, model: FAN, network: Network, options: TrainingOptions):
+        self.path, self.model, self.options = path, model, options
+        self.data_config, self.train_config = network.data_config, network.train_config
         self.device = next(model.parameters()).device
         weights = hashlib.sha256()
         for tensor in model.backbone.state_dict().values():
             weights.update(tensor.cpu().numpy().tobytes())
         self._key = dict(
             backbone=model.backbone.name, channels=model.backbone.channels, weights=weights.hexdigest(),
-            config={k: str(v) for k, v in data_config.items()}, precision=options.mixed_precision)
+            precision=options.mixed_precision)
 
     def augmented(self, dataset: MultiLabelDataset, view: int) -> Maps:
         """One random view of each image, the same for every run."""
         augmentation = dict(min_crop=self.options.min_crop, aa=self.options.aa)
-        dataset.transform = create_train_transform(self.data_config, (self.options.min_crop, 1.), self.options.aa)
+        dataset.transform = create_train_transform(self.train_config, (self.options.min_crop, 1.), self.options.aa)
         samples = SeededSamples(dataset, seed=0)
         samples.set_epoch(view)
-        return self._find(samples, dict(data=dataset.fingerprint(), view=view, **augmentation))
+        return self._find(samples, self.train_config, dict(data=dataset.fingerprint(), view=view, **augmentation))
 
     def evaluated(self, dataset: MultiLabelDataset) -> Maps:
         dataset.transform = EvalTransform(self.data_config)
-        return self._find(dataset, dict(data=dataset.fingerprint()))
+        return self._find(dataset, self.data_config, dict(data=dataset.fingerprint()))
 
-    def _find(self, samples: Any, key: Dict[str, Any]) -> Maps:
-        text = json.dumps({**self._key, **key}, sort_keys=True)
+    def _find(self, samples: Any, config: Dict[str, Any], key: Dict[str, Any]) -> Maps:
+        config = {name: str(value) for name, value in config.items()}
+        text = json.dumps({**self._key, 'config': config, **key}, sort_keys=True)
         folder = self.path / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(f'{folder}.lock'):
@@ -138,7 +141,7 @@ def train_on_maps(
     train_set, val_set = open_splits(options, accelerator)
     network = create_network(options, train_set, accelerator)
     training = Training(network, train_set, options, accelerator)
-    kept = MapFolder(maps_folder, training.network, network.data_config, options)
+    kept = MapFolder(maps_folder, training.network, network, options)
     augmented = [kept.augmented(train_set, view) for view in range(views)]
     held_out = kept.evaluated(val_set)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from command_line import find_config
+from runs import decisive
 
 from timm_fan import InputError
 from timm_fan.files import read_lines, read_yaml, write_text
@@ -19,15 +20,7 @@ _KEYS = {
     'start_from'}
 # options that ablation.py sets
 _SET = {'data_dir', 'report', 'seed'}
-# options that do not change the result
-_INDECISIVE = {'backbone_weights', 'keep', 'log_with', 'val_interval', 'workers'}
-
 Options = Dict[str, Any]
-
-
-def decisive(options: Options) -> Options:
-    """The options that the result depends on."""
-    return {k: v for k, v in options.items() if k not in _INDECISIVE}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Row(NamedTuple):
         records: One per seed.
         options: Its options, with the best values of its search.
         tried: Records of its search.
-        multiply_adds: For one image at the size that it was trained with.
+        multiply_adds: For one image at the size that it is evaluated with.
     """
     name: str
     records: List[dict]
@@ -50,7 +50,8 @@ def _multiply_adds(options: Options, num_classes: int) -> int:
     kwargs = {k: v for k, v in options.items() if k in ('backbone', 'img_size') and name.startswith('fan')}
     model = create_model(
         name, num_classes=num_classes, device='meta', **kwargs, **options.get('model_kwargs', {})).eval()
-    config = resolve_model_data_config(model, args=dict(img_size=options.get('img_size')))
+    size = options.get('val_img_size') or options.get('img_size')
+    config = resolve_model_data_config(model, args=dict(img_size=size))
     return count_cost(model, config['input_size']).multiply_adds
 
 

@@ -2,8 +2,6 @@
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,26 +10,21 @@ from pathlib import Path
 from typing import Dict, List, Optional
 
 import torch
-import yaml
 from accelerate import Accelerator
+from runs import evaluate_folder, stop_training, train
 
 from timm_fan import InputError
-from timm_fan.data import MultiLabelDataset, create_loader
+from timm_fan.data import MultiLabelDataset
 from timm_fan.data.statistics import correlated_classes
-from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate
+from timm_fan.evaluation import Evaluation
 from timm_fan.explain import Localization, localization
-from timm_fan.files import read_yaml, write_text
 from timm_fan.hub import WEIGHTS_NAME
-from timm_fan.models import load_model
 from timm_fan.prediction import Predictor
 from timm_fan.report import percent
 from timm_fan.training import RunFolder, TrainingOptions, merge_options
 
 from .frozen import train_on_maps
-from .grid import Grid, Results, Run, decisive
-
-TRAIN = Path(__file__).parents[1] / 'train.py'
-_under_way: List[subprocess.Popen] = []  # training of this process
+from .grid import Grid, Results, Run
 
 _RECORDED = (
     'parameters', 'train_images', 'val_images', 'seconds', 'hardware', 'versions', 'git_revision', 'data')
@@ -123,8 +116,7 @@ def _start_worker(threads: int) -> None:
 def _end_with_parent() -> None:
     """Otherwise a worker and its training would outlive a program that is killed."""
     multiprocessing.parent_process().join()
-    for training in _under_way:
-        training.terminate()  # it saves a checkpoint, and resumes at the next start
+    stop_training()
     os._exit(1)
 
 
@@ -134,37 +126,10 @@ def _train_and_evaluate(run: Run, place: Place) -> dict:
         options = TrainingOptions.parse(place.options(run))
         evaluation, record = train_on_maps(options, run.views, folder.last, place.runs / 'maps')
     else:
-        _train(run, place)
-        evaluation, record = _evaluate(run, place), folder.read_record()
+        train(place.options(run), folder.path, quiet=True, threads=torch.get_num_threads())
+        evaluation = evaluate_folder(folder.last, run.options.get('data', 'scenes'), place.data_dir)
+        record = folder.read_record()
     return _result(run, place, evaluation, record)
-
-
-def _train(run: Run, place: Place) -> None:
-    place.runs.mkdir(parents=True, exist_ok=True)
-    folder = place.runs / run.name
-    config = folder.with_name(f'{folder.name}.yaml')
-    options = place.options(run)
-    if folder.exists() and config.is_file() and decisive(read_yaml(config)) != decisive(options):
-        raise InputError(f'{folder} was trained with other options. Remove it, or give another folder as `runs`.')
-    write_text(config, yaml.safe_dump(options))
-    command = [sys.executable, TRAIN, '--config', config, '--output', folder, '--resume']
-    env = {'OMP_NUM_THREADS': str(torch.get_num_threads()), **os.environ}
-    with subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding='utf-8', errors='replace',
-    ) as training:
-        _under_way.append(training)
-        _, errors = training.communicate()
-        _under_way.clear()
-    if training.returncode:
-        raise InputError(f'{folder} ended with exit code {training.returncode}: {errors.strip()[-2000:]}')
-
-
-def _evaluate(run: Run, place: Place) -> Evaluation:
-    """Evaluation of the last model of a run."""
-    accelerator = Accelerator()
-    model = load_model(RunFolder(place.runs / run.name).last).to(accelerator.device)
-    dataset = dataset_for_model(model, run.options.get('data', 'scenes'), place.data_dir, 'val')
-    return evaluate(model, accelerator.prepare(create_loader(dataset, 32)), accelerator)
 
 
 def _locate(run: Run, place: Place, dataset: MultiLabelDataset) -> Optional[Localization]:

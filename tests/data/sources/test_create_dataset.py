@@ -5,7 +5,7 @@ import torch
 from helpers import SPLITS, write_hub, write_table, write_tars
 
 from timm_fan import InputError
-from timm_fan.data import create_dataset
+from timm_fan.data import create_dataset, create_splits
 
 WRITERS = [
     (write_table, 'csv'), (write_table, 'csv-wide'), (write_table, 'tsv'), (write_table, 'jsonl'),
@@ -36,3 +36,34 @@ def test_coco_mini_through_every_source(coco_mini, tmp_path, write, kind):
 def test_unknown_sources_are_named(coco_folder):
     with pytest.raises(InputError, match='coco2014'):
         create_dataset('imagenet', coco_folder, 'train')
+
+
+@pytest.mark.parametrize('share', [0.1, 0.5])
+def test_a_share_of_the_training_images_is_held_out(coco_folder, share):
+    whole = create_dataset('coco2014', coco_folder, 'train')
+    train, val = create_splits(f'coco2014?val={share}', coco_folder)
+    names = [{d.images.name(i): i for i in range(len(d))} for d in (train, val)]
+    assert len(val) == round(share * len(whole)) and not names[0].keys() & names[1].keys()
+    assert names[0].keys() | names[1].keys() == {whole.images.name(i) for i in range(len(whole))}
+    for dataset, found in zip((train, val), names):
+        for i in range(len(whole)):
+            j = found.get(whole.images.name(i))
+            if j is not None:
+                assert torch.equal(dataset.target(j), whole.target(i))
+                assert all((a == b).all() for a, b in zip(dataset.boxes[j], whole.boxes[i]))
+                assert dataset.load(j).tobytes() == whole.load(i).tobytes()
+    again = create_dataset(f'coco2014?val={share}', coco_folder, 'val')
+    assert again.fingerprint() == val.fingerprint() != create_dataset(
+        'coco2014?val=0.2', coco_folder, 'val').fingerprint()
+    assert torch.equal(val.labels.counts() + train.labels.counts(), whole.labels.counts())
+
+
+@pytest.mark.parametrize('value', ['0', '1', '-0.1', '1.5', '0.001', '1e-9'])
+def test_a_share_leaves_images_in_both_splits(coco_folder, value):
+    with pytest.raises(InputError, match='leaves a split without images'):
+        create_dataset(f'coco2014?val={value}', coco_folder, 'train')
+
+
+def test_val_is_a_share_where_a_source_has_no_lists(coco_folder):
+    with pytest.raises(InputError, match="'val=minival' is not an option of coco2014, which has: val=SHARE"):
+        create_dataset('coco2014?val=minival', coco_folder, 'train')
