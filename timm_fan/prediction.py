@@ -4,13 +4,14 @@ from typing import List, NamedTuple, Optional, Sequence, Union
 
 import torch
 import torch.nn as nn
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import resolve_model_data_config
 
-from .data import EvalTransform, Normalize, eval_crop
+from .data import UNREADABLE, EvalTransform, Normalize, eval_crop, load_image, to_rgb
 from .data.transforms import EvalCrop
 from .errors import InputError
-from .models import label_names, load_model, model_thresholds
+from .files import printable
+from .models import BUNDLED, label_names, load_model, model_thresholds
 
 
 class Label(NamedTuple):
@@ -41,8 +42,8 @@ class Predictor:
         self._transform, self._normalize = EvalTransform(self.data_config), Normalize.of(model, device)
 
     @classmethod
-    def load(cls, source: Union[str, Path], device: Union[str, torch.device] = 'cpu') -> 'Predictor':
-        """Load a model. `source` and errors as for `load_model`."""
+    def load(cls, source: Union[str, Path] = BUNDLED, device: Union[str, torch.device] = 'cpu') -> 'Predictor':
+        """Load a model, by default the one that comes with the package. `source` and errors as for `load_model`."""
         return cls(load_model(source), device)
 
     def prepare(self, photos: Sequence[Image.Image]) -> torch.Tensor:
@@ -84,3 +85,47 @@ class Predictor:
         else:
             order = order[(probabilities > (self.thresholds if threshold is None else threshold))[order]]
         return [Label(self.names[i], probabilities[i].item()) for i in order.tolist()]
+
+
+def predict(
+        images: Union[str, Path, Image.Image, Sequence[Union[str, Path, Image.Image]]],
+        model: Union[str, Path, nn.Module] = BUNDLED,
+        threshold: Optional[float] = None,
+        topk: Optional[int] = None,
+        device: Union[str, torch.device] = 'cpu',
+        batch_size: int = 32,
+) -> Union[List[Label], List[List[Label]]]:
+    """Name what is on photographs.
+
+    Args:
+        images: A file or a PIL image, or a sequence of them.
+        model: As `source` for `load_model`, or a model from there; by default the one that comes with the package,
+            which knows the 20 classes of PASCAL VOC.
+        threshold: Probability above which a label is predicted, by default that of the model for each class.
+        topk: Number of labels for each image, whatever their probabilities.
+        device: Device of the computation.
+        batch_size: Number of images that are computed at once.
+
+    Returns:
+        The labels of an image, the most likely first; for a sequence, a list of them.
+
+    Raises:
+        InputError: The model cannot be loaded, or an image cannot be read.
+    """
+    if isinstance(images, (str, Path, Image.Image)):
+        return predict([images], model, threshold, topk, device)[0]
+    predictor = Predictor(model, device) if isinstance(model, nn.Module) else Predictor.load(model, device)
+    labels: List[List[Label]] = []
+    for start in range(0, len(images), batch_size):
+        photos = [_open_photo(image) for image in images[start:start + batch_size]]
+        labels += [predictor.labels(row, threshold, topk) for row in predictor.probabilities(photos)]
+    return labels
+
+
+def _open_photo(image: Union[str, Path, Image.Image]) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    try:
+        return load_image(image)
+    except UNREADABLE as error:
+        raise InputError(f'unreadable image {printable(image)}: {error}') from error

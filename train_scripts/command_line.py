@@ -5,12 +5,13 @@ import errno
 import re
 import sys
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, List, Tuple
 
 import torch
 
 from timm_fan import InputError
 from timm_fan.data import SOURCES
+from timm_fan.models import BUNDLED, is_model
 
 # errors of the disk, not of the program
 _DISK_ERRORS = (
@@ -79,6 +80,20 @@ def add_data_arguments(parser: argparse.ArgumentParser, default: str = 'scenes',
     add('--data-dir', default='data', help='folder of the data set (default: %(default)s)')
     if split:
         add('--split', default='val', choices=['train', 'val'], help='split of the data set (default: %(default)s)')
+
+
+def add_model_and_images(parser: argparse.ArgumentParser, images: str) -> None:
+    """Add `[MODEL] IMAGE ...`, which `model_and_images` takes apart. `images` is their description."""
+    parser.add_argument('inputs', nargs='*', metavar='[MODEL] IMAGE',
+        help='a run or model folder, or hf-hub:REPO (default: the model that comes with timm_fan, for the 20 classes of'
+        f' PASCAL VOC), and {images}')
+
+
+def model_and_images(args: argparse.Namespace) -> Tuple[str, List[str]]:
+    """The model and the images of `add_model_and_images`. The first input is a model if there is one in it."""
+    if args.inputs and is_model(args.inputs[0]):
+        return args.inputs[0], args.inputs[1:]
+    return BUNDLED, args.inputs
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Show where a model sees its labels, next to another model, and measure how well that matches the boxes.
 
+    python train_scripts/explain.py photo.jpg                      # by the model that comes with timm_fan
     python train_scripts/explain.py runs/scenes photo.jpg --output maps
     python train_scripts/explain.py runs/scenes photo.jpg --labels tree ball --maps attention
     python train_scripts/explain.py runs/fan --beside runs/backbone --data coco2014 --data-dir DIR --output maps
@@ -17,11 +18,19 @@ from typing import Dict, List, Optional, Set
 
 import torch
 from accelerate.utils import tqdm
-from command_line import add_data_arguments, add_device_argument, check_device, create_parser, run_program
+from command_line import (
+    add_data_arguments,
+    add_device_argument,
+    add_model_and_images,
+    check_device,
+    create_parser,
+    model_and_images,
+    run_program,
+)
 from PIL import Image
 
 from timm_fan import InputError
-from timm_fan.data import UNREADABLE, MultiLabelDataset, load_image
+from timm_fan.data import UNREADABLE, MultiLabelDataset, find_images, load_image
 from timm_fan.evaluation import check_class_names, dataset_for_model
 from timm_fan.explain import activation_maps, attention_maps, localization, overlay
 from timm_fan.files import printable, write_text
@@ -34,8 +43,7 @@ MAPS = {'activation': activation_maps, 'attention': attention_maps}
 def build_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
     add = parser.add_argument
-    add('model', help='run or model folder, or hf-hub:REPO')
-    add('images', nargs='*', help='image files')
+    add_model_and_images(parser, 'image files, or folders that are searched for images')
     add('--beside', metavar='MODEL', help='another model with the same classes, in a second row')
     add('--labels', nargs='+', metavar='NAME', help='labels to show (default: the most likely ones)')
     add('--topk', type=int, default=3, help='number of the most likely labels, by the first model (default: 3)')
@@ -52,11 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
 class Explainer:
     """One or two models with the same classes, and the maps to show of each."""
 
-    def __init__(self, args: argparse.Namespace):
-        sources = [args.model, args.beside] if args.beside else [args.model]
+    def __init__(self, model: str, args: argparse.Namespace):
+        sources = [model, args.beside] if args.beside else [model]
         self.models: Dict[str, Predictor] = {source: Predictor.load(source, args.device) for source in sources}
-        self.first = self.models[args.model]
-        self.maps = {source: MAPS[args.maps] if source == args.model else activation_maps for source in sources}
+        self.first = self.models[model]
+        self.maps = {source: MAPS[args.maps] if source == model else activation_maps for source in sources}
         self.topk, self.names = args.topk, args.labels
         for predictor in self.models.values():
             check_class_names(self.first.names, predictor.names, 'other model')
@@ -107,9 +115,9 @@ def explain_dataset(args: argparse.Namespace, explainer: Explainer, dataset: Mul
     write_text(args.output / 'localization.json', json.dumps(records, indent=2))
 
 
-def explain_files(args: argparse.Namespace, explainer: Explainer) -> None:
+def explain_files(args: argparse.Namespace, explainer: Explainer, images: List[str]) -> None:
     stems: Set[str] = set()
-    for file in map(Path, args.images):
+    for file in find_images(images):
         try:
             photo = load_image(file)
         except UNREADABLE as error:
@@ -121,18 +129,19 @@ def explain_files(args: argparse.Namespace, explainer: Explainer) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    if bool(args.images) == bool(args.data):
+    model, images = model_and_images(args)
+    if bool(images) == bool(args.data):
         raise InputError('Give image files or `data`.')
     if args.topk < 1 or args.num_images < 1:
         raise InputError('`topk` and `num_images` must be at least 1.')
     check_device(args.device)
-    explainer = Explainer(args)
+    explainer = Explainer(model, args)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.data:
         dataset = dataset_for_model(explainer.first.model, args.data, args.data_dir, args.split)
         explain_dataset(args, explainer, dataset)
     else:
-        explain_files(args, explainer)
+        explain_files(args, explainer, images)
     print(f'pictures in {args.output}')
 
 

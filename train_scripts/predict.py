@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Predict the labels of photographs.
 
+    python train_scripts/predict.py photo.jpg                      # by the model that comes with timm_fan
     python train_scripts/predict.py runs/scenes photo.jpg folder/
     python train_scripts/predict.py hf-hub:REPO photo.jpg --format json
 
@@ -10,7 +11,14 @@ import argparse
 import json
 import sys
 
-from command_line import add_device_argument, check_device, create_parser, run_program
+from command_line import (
+    add_device_argument,
+    add_model_and_images,
+    check_device,
+    create_parser,
+    model_and_images,
+    run_program,
+)
 
 from timm_fan import InputError
 from timm_fan.data import UNREADABLE, find_images, load_image
@@ -21,8 +29,7 @@ from timm_fan.prediction import Predictor
 def build_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
     add = parser.add_argument
-    add('model', help='run or model folder, or hf-hub:REPO')
-    add('images', nargs='+', help='image files, or folders that are searched for images')
+    add_model_and_images(parser, 'image files, or folders that are searched for images')
     add('--threshold', type=float,
         help='probability above which a label is predicted (default: that of the model, or 0.5)')
     add('--topk', type=int, metavar='K', help='print the K most likely labels, whatever their probabilities')
@@ -38,8 +45,11 @@ def main(args: argparse.Namespace) -> None:
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f'`threshold` must be between 0 and 1, got {args.threshold}.')
     check_device(args.device)
-    files = find_images(args.images)
-    predictor = Predictor.load(args.model, args.device)
+    model, images = model_and_images(args)
+    if not images:
+        raise InputError('Give images, or folders of images.')
+    files = find_images(images)
+    predictor = Predictor.load(model, args.device)
     results = []
     for file in files:
         try:

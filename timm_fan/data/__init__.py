@@ -1,5 +1,5 @@
 from .dataset import ImageFiles, Images, MultiLabelDataset
-from .images import UNREADABLE, find_images, load_image
+from .images import UNREADABLE, find_images, load_image, to_rgb
 from .loaders import collate, create_loader
 from .mixup import MultiLabelMixup
 from .packed import UNKNOWN, Boxes, PackedStrings, Sample, SparseLabels

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Callable, Iterable, List, Optional, Protocol, Sequence, Tuple, Union
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -76,6 +77,25 @@ class ImageFiles:
         return missing
 
 
+class SomeImages:
+    """Some images of a data set."""
+
+    def __init__(self, images: Images, indices: Sequence[int]):
+        self.images, self.indices = images, np.asarray(indices, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return self.images.name(self.indices[index])
+
+    def read(self, index: int) -> bytes:
+        return self.images.read(self.indices[index])
+
+    def fingerprint(self) -> bytes:
+        return self.images.fingerprint() + self.indices.tobytes()
+
+
 def warn_unreadable(name: str, error: Exception) -> None:
     _logger.warning(
         'unreadable image %s (%s): replaced by a grey one with unknown labels', printable(name), error)
@@ -135,6 +155,11 @@ class MultiLabelDataset(Dataset):
         labels = SparseLabels(((s.labels, (), s.unknown) for s in samples), len(class_names))
         boxes = Boxes(samples) if any(len(s.boxes) for s in samples) else None
         return cls(files, labels, class_names, boxes)
+
+    def part(self, indices: Sequence[int]) -> 'MultiLabelDataset':
+        """The data set of some of its images, in this order."""
+        labels, boxes = self.labels.part(indices), self.boxes.part(indices) if self.boxes else None
+        return MultiLabelDataset(SomeImages(self.images, indices), labels, self.class_names, boxes)
 
     def __len__(self) -> int:
         return len(self.images)

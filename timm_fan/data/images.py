@@ -33,10 +33,7 @@ def load_image(source: Union[str, Path, bytes]) -> Image.Image:
                 raise ValueError(f'{image.width} x {image.height} pixels: one side is more than 100 times the other')
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            image = _to_8_bits(image)
-            if image.has_transparency_data:  # mostly black underneath
-                image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
-            return image if image.mode == 'RGB' else image.convert('RGB')  # convert() always copies
+            return to_rgb(image)
     except UnidentifiedImageError as error:
         if isinstance(source, bytes):  # the message would name a buffer in memory
             raise UnidentifiedImageError('cannot identify image file') from error
@@ -45,6 +42,14 @@ def load_image(source: Union[str, Path, bytes]) -> Image.Image:
         raise
     except Exception as error:  # Pillow's plugins raise anything for damaged files
         raise OSError(f'{type(error).__name__}: {error}') from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image -> RGB. Greyscale of more than 8 bits is scaled down, transparent pixels become white."""
+    image = _to_8_bits(image)
+    if image.has_transparency_data:  # mostly black underneath
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+    return image if image.mode == 'RGB' else image.convert('RGB')  # convert() always copies
 
 
 def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:

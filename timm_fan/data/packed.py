@@ -69,6 +69,12 @@ class SparseLabels:
         self.values = np.asarray(values, dtype=np.int8)
         self.num_classes, self.default = num_classes, default
 
+    def part(self, indices: Sequence[int]) -> 'SparseLabels':
+        """The labels of some images, in this order."""
+        listed = (self.listed(i) for i in indices)
+        rows = ([classes[values == v] for v in (1, 0, -1)] for classes, values in listed)
+        return SparseLabels(rows, self.num_classes, self.default)
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -109,6 +115,10 @@ class Boxes:
         self.boxes = np.concatenate([np.asarray(s.boxes, dtype=np.float32).reshape(-1, 4) for s in samples])
         self.labels = np.concatenate([np.asarray(s.box_labels, dtype=np.int32).reshape(-1) for s in samples])
         self.sizes = np.asarray([s.size or (0, 0) for s in samples], dtype=np.int32)
+
+    def part(self, indices: Sequence[int]) -> 'Boxes':
+        """The boxes of some images, in this order."""
+        return Boxes([Sample('', (), *self[i], size=tuple(self.sizes[i])) for i in indices])
 
     def __getitem__(self, index: int) -> Tuple[np.ndarray, np.ndarray]:
         """Boxes (n, 4) and class indices (n,) of one image."""

@@ -1,4 +1,5 @@
 from .backbone import Backbone
 from .factory import create_model
 from .fan import FAN
-from .folder import label_names, load_model, model_folder, model_thresholds, save_model, save_thresholds
+from .folder import is_model, label_names, load_model, model_folder, model_thresholds, save_model, save_thresholds
+from .pretrained import BUNDLED

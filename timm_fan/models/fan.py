@@ -363,6 +363,9 @@ default_cfgs = generate_default_cfgs({
     'fan_tresnet_l.coco2014': _cfg(
         crop_pct=0.875, mean=(0., 0., 0.), std=(1., 1., 1.), first_conv='backbone.net.body_conv1.conv'),
     'fan_efficientnet_b0.coco2014': _cfg_224(first_conv='backbone.net.model.conv_stem'),
+    'fan_tf_efficientnet_lite2.voc2007': _cfg_224(
+        first_conv='backbone.net.model.conv_stem', num_classes=20, crop_pct=1.0, mean=IMAGENET_INCEPTION_MEAN,
+        std=IMAGENET_INCEPTION_STD),
     'fan_mobilenetv3_large_100.coco2014': _cfg_224(first_conv='backbone.net.conv_stem'),
     'fan_convnext_tiny.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
     'fan_convnext_base.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
@@ -471,6 +474,13 @@ def fan_tresnet_l(pretrained: bool = False, **kwargs: Any) -> FAN:
 def fan_efficientnet_b0(pretrained: bool = False, **kwargs: Any) -> FAN:
     model_args = dict(backbone='efficientnet_b0.ra_in1k', embed_dim=128)
     return _create_fan('fan_efficientnet_b0', pretrained=pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def fan_tf_efficientnet_lite2(pretrained: bool = False, **kwargs: Any) -> FAN:
+    """The model that comes with the package, with its weights for the 20 classes of PASCAL VOC."""
+    model_args = dict(backbone='tf_efficientnet_lite2.in1k', embed_dim=128, num_classes=20)
+    return _create_fan('fan_tf_efficientnet_lite2', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model

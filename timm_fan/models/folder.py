@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
+import timm
 import torch
 import torch.nn as nn
 from huggingface_hub import hf_hub_download
@@ -105,6 +106,14 @@ def save_thresholds(folder: Union[str, Path], thresholds: Sequence[float], polic
     file = model_folder(folder) / CONFIG_NAME
     write_text(file, json.dumps({**read_json(file), 'thresholds': list(thresholds), 'threshold_policy': policy},
                                 indent=2))
+
+
+def is_model(source: Union[str, Path]) -> bool:
+    """Whether `load_model` would look for a model here: a model or run folder, or a name. It may still be damaged."""
+    folder = Path(source)
+    if folder.exists():
+        return any((f / CONFIG_NAME).is_file() for f in (folder, folder / BEST))
+    return ':' in str(source) or timm.is_model(str(source).partition('.')[0])
 
 
 def model_folder(folder: Union[str, Path]) -> Path:

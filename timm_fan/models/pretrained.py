@@ -8,10 +8,15 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.models import PretrainedCfg, load_model_config_from_hf, resolve_pretrained_cfg
+from timm.models._hub import load_model_config_from_path
 
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.hub import WEIGHTS_NAME, default_repo, hub_errors
 
+# folders of the models that come with the package, named as their repositories
+WEIGHTS = Path(__file__).parents[1] / 'weights'
+# the model for photographs if none is named
+BUNDLED = 'fan_tf_efficientnet_lite2.voc2007'
 _REFUSAL = 'FANs load safetensors only, which cannot run code.'
 
 
@@ -66,7 +71,9 @@ def find_weights(
         overlay: Dict[str, Any],
         cache_dir: Optional[Union[str, Path]] = None,
 ) -> PretrainedSource:
-    """Find the weights for `pretrained=True`: those of the config, otherwise those published for its tag.
+    """Find the weights for `pretrained=True`: those of the config, otherwise those of its tag.
+
+    The weights of a tag come with the package, or are on the Hub.
 
     Args:
         variant: Name of the model.
@@ -87,8 +94,12 @@ def find_weights(
 
 
 def _published(variant: str, tag: Optional[str], cache_dir: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Config and model arguments of the published weights of a default tag."""
+    """Config and model arguments of the weights of a default tag."""
     repo = default_repo(variant, tag)
+    bundled = WEIGHTS / repo.rpartition('/')[2]
+    if bundled.is_dir():
+        cfg, _, model_args = load_model_config_from_path(bundled)
+        return cfg, model_args
     try:
         with hub_errors(repo):
             cfg, architecture, model_args = load_model_config_from_hf(repo, cache_dir=cache_dir)

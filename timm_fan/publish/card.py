@@ -160,6 +160,11 @@ def _eval_results(data: str, source: DataSource, metrics: Dict[str, Any]) -> Lis
     return results
 
 
+def _cell(text: str) -> str:
+    """Text in a cell of a Markdown table."""
+    return ' '.join(text.split()).replace('|', '\\|')
+
+
 def _describe_metrics(metrics: Dict[str, Any]) -> Dict[str, Any]:
     """The best and worst classes, and the threshold, of an evaluation."""
     rated = sorted((c for c in metrics['per_class'] if c['AP'] is not None), key=lambda c: -c['AP'])
@@ -187,10 +192,12 @@ def _render(
         eval_results=_eval_results(data, source, metrics) if metrics else None)
     variables: Dict[str, Any] = dict(
         label_names=[], pretrained=True, start=None, threshold_policy=None, run=None, options='', history=[],
-        metrics=None, **(_describe_metrics(metrics) if metrics else {}))
+        metrics=None, release=None, epochs=len(facts.get('history', [])),
+        **(_describe_metrics(metrics) if metrics else {}))
     return ModelCard.from_template(card_data, template_str=read_text(TEMPLATE), **{
         **variables, **facts, 'repo': repo, 'network': network, 'licence': licence, 'source': source,
-        'paper': paper, 'rows': _result_rows(metrics, paper), 'percent': percent, 'unmeasured': _UNMEASURED})
+        'paper': paper, 'rows': _result_rows(metrics, paper), 'percent': percent, 'cell': _cell,
+        'unmeasured': _UNMEASURED})
 
 
 def card_of_run(
@@ -238,6 +245,30 @@ def card_of_run(
             label_names=config.get('label_names') or [str(i) for i in range(config['num_classes'])],
             threshold_policy=config.get('threshold_policy'), run=run.read_record() if run else None,
             options=yaml.safe_dump(options).strip() if options else '', history=run.read_history() if run else []))
+
+
+def card_of_release(record: Dict[str, Any], repo: str) -> ModelCard:
+    """The card of a model that train_scripts/release.py has made.
+
+    Args:
+        record: What release.py has recorded about it.
+        repo: `owner/name` on the Hub.
+    """
+    config, row, trainings = record['config'], record['row'], record['trainings']
+    cfg, steps = config['pretrained_cfg'], trainings['seed0']
+    args = {k: v for k, v in row['options'].items() if k == 'backbone'}
+    args.update(row['options'].get('model_kwargs', {}))
+    network = _describe_network(config['architecture'], args, config['num_classes'], cfg['input_size'])
+    pretrained = bool(row['options'].get('pretrained_backbone'))
+    run = {**steps[-1], 'seconds': sum(step['seconds'] for step in steps)}
+    options = [{**row['options'], **step} for step in row['steps']]
+    return _render(
+        repo, network, (network.backbone_licence if pretrained else 'apache-2.0') or 'unknown', row['test'],
+        _data_source(row['test']), dict(
+            metrics=record['metrics'], base_model=network.backbone_repo if pretrained else None, pretrained=pretrained,
+            preprocessing=cfg, label_names=config['label_names'], threshold_policy=config['threshold_policy'], run=run,
+            epochs=sum(step['epochs'] for step in options), options=yaml.safe_dump_all(options).strip(),
+            release=record))
 
 
 def card_of_variant(name: str) -> ModelCard:

@@ -1,9 +1,11 @@
 """The data sources by name. A new source is a module that returns a MultiLabelDataset, and an entry in SOURCES."""
 import inspect
+import math
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, NamedTuple, Optional, Sequence, Tuple, Union
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from timm_fan.errors import InputError
@@ -86,7 +88,8 @@ def create_dataset(
 
     Args:
         data: `NAME[:WHERE][?OPTION=VALUE&...]` with a NAME in SOURCES: `coco2014`, `voc2007?difficult=positive`,
-            `table:labels_{split}.csv`, `hub:NAME`, `shards:{split}-{000..127}.tar`.
+            `table:labels_{split}.csv`, `hub:NAME`, `shards:{split}-{000..127}.tar`. With `val=0.1`, every source holds
+            out this share of its training images, drawn with a fixed seed, as the validation split.
         data_dir: Folder of the data set, which a path in WHERE is relative to. Scenes are drawn in it once.
         split: 'train' or 'val'.
         transform: From PIL image to tensor.
@@ -104,13 +107,37 @@ def create_dataset(
     options = {}
     for pair in filter(None, query.split('&')):
         key, sep, value = pair.partition('=')
-        if not sep or key not in known:
+        holds_out = key == 'val' and _is_number(value)
+        if not sep or not (key in known or holds_out):
             raise InputError(
-                f"`data={data}`: '{pair}' is not an option of {name}, which has: {', '.join(known) or 'none'}.")
+                f"`data={data}`: '{pair}' is not an option of {name}, which has:"
+                f" {', '.join([*known, 'val=SHARE'])}.")
         options[key] = value
-    dataset = source(Request(Path(data_dir), where, split, class_names), **options)
+    share = options.pop('val') if _is_number(options.get('val')) else None
+    request = Request(Path(data_dir), where, 'train' if share else split, class_names)
+    dataset = source(request, **options)
+    if share:
+        dataset = _held_out(dataset, split, data, float(share))
     dataset.transform = transform
     return dataset
+
+
+def _is_number(text: Optional[str]) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except (TypeError, ValueError):
+        return False
+
+
+def _held_out(dataset: MultiLabelDataset, split: str, data: str, share: float) -> MultiLabelDataset:
+    """The part of the training images for a split, of which `share` are for validation."""
+    count = round(share * len(dataset)) if 0 < share < 1 else 0
+    if not 0 < count < len(dataset):
+        raise InputError(
+            f'`data={data}`: val={share:g} of {len(dataset)} training images leaves a split without images. Give a'
+            ' share between 0 and 1.')
+    order = np.random.default_rng(0).permutation(len(dataset))
+    return dataset.part(np.sort(order[:count] if split == 'val' else order[count:]))
 
 
 def create_splits(data: str, data_dir: Union[str, Path]) -> Tuple[MultiLabelDataset, MultiLabelDataset]:
