@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """A page to try models: labels of a photograph with their probabilities, and where the network looked.
 
-    python hub_cards/space/app.py runs/scenes          # run folders or hf-hub:REPO; then open the printed URL
+    python hub_cards/space/app.py                      # the model that comes with timm_fan; then open the printed URL
+    python hub_cards/space/app.py runs/scenes          # run folders or hf-hub:REPO
 
-As a Space it takes the models from the variable MODELS, e.g. `hf-hub:timm-fan/fan_resnet101.coco2014`.
+As a Space it takes other models from the variable MODELS, e.g. `hf-hub:timm-fan/fan_resnet101.coco2014`.
 """
 import argparse
 import functools
@@ -15,6 +16,7 @@ import gradio as gr
 from timm_fan import InputError
 from timm_fan.data import UNREADABLE, load_image
 from timm_fan.explain import activation_maps, overlay
+from timm_fan.models import BUNDLED
 from timm_fan.prediction import Predictor
 
 ABOUT = """
@@ -108,13 +110,11 @@ def build(sources: List[str]) -> gr.Blocks:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = os.environ.get('MODELS', '').split()
-    parser.add_argument('models', nargs='*', default=models, help='run folders, or hf-hub:REPO')
+    models = os.environ.get('MODELS', '').split() or [BUNDLED]
+    parser.add_argument('models', nargs='*', default=models, help=f'run folders, or hf-hub:REPO (default: {BUNDLED})')
     parser.add_argument('--host', default=os.environ.get('GRADIO_SERVER_NAME', '127.0.0.1'))
     parser.add_argument('--port', type=int, help='default: the first free one from 7860')
     args = parser.parse_args()
-    if not args.models:
-        parser.error('Give run folders or hf-hub:REPO, or set MODELS.')
     try:
         for source in args.models:
             open_model(source)  # a wrong one ends here, not in front of a visitor

@@ -140,8 +140,6 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
 
 
 def test_wrong_models_end_the_program_at_its_start(tmp_path):
-    for args, message in (
-            ([], 'Give run folders or hf-hub:REPO, or set MODELS.'),
-            ([tmp_path], f'{tmp_path} contains no config.json')):
-        result = subprocess.run([sys.executable, APP, *args], env=ENVIRONMENT, capture_output=True, text=True)
-        assert result.returncode == 2 and message in result.stderr and 'Traceback' not in result.stderr
+    result = subprocess.run([sys.executable, APP, tmp_path], env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 2 and 'Traceback' not in result.stderr
+    assert f'{tmp_path} contains no config.json' in result.stderr

@@ -94,3 +94,20 @@ def test_card_only_takes_scores_of_its_own_weights(run_folder, tmp_path):
 def test_wrong_metadata_is_refused(server):
     with pytest.raises(ValueError):
         ModelCard('---\nlibrary_name: timm_fan\n---\n').validate()
+
+
+def test_label_names_do_not_break_the_tables(run_folder, tmp_path):
+    shutil.copytree(run_folder, tmp_path / 'run')
+    file = tmp_path / 'run' / 'report' / 'metrics.json'
+    metrics = json.loads(file.read_text())
+    for c in metrics['per_class']:
+        c['name'] = f'{c["name"]} | left\nright'
+    for group in ('tail', 'small'):
+        metrics['groups'][group]['classes'] = [f'{name} | left\nright' for name in metrics['groups'][group]['classes']]
+    file.write_text(json.dumps(metrics))
+    text = card_of_run(tmp_path / 'run', 'me/model').text
+    tables = [block.splitlines() for block in text.split('\n\n') if block.startswith('|')]
+    assert any('left right' in line for table in tables for line in table)
+    for table in tables:
+        assert all(line.startswith('|') and line.endswith('|') for line in table)
+        assert len({line.replace('\\|', '').count('|') for line in table}) == 1, table

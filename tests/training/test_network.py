@@ -1,4 +1,5 @@
 """The model of a run: where its weights come from, and what is frozen."""
+import json
 
 import pytest
 import timm
@@ -138,3 +139,26 @@ def test_a_plain_model_takes_weights_but_not_their_classifier(monkeypatch, coco_
 def test_weights_that_cannot_be_used_are_refused(monkeypatch, coco_folder, options, message):
     with pytest.raises(InputError, match=message):
         network(monkeypatch, read_coco(coco_folder, 'train2014'), *options)
+
+
+def test_a_model_is_evaluated_and_saved_for_another_size(monkeypatch, capsys, coco_folder, tmp_path):
+    options = [*TINY, '--img-size', '48', '--val-img-size', '64', '--epochs', '1', '--data-dir', coco_folder]
+    assert run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'run', '--no-report') == 0
+    assert tuple(load_model(tmp_path / 'run').pretrained_cfg['input_size']) == (3, 64, 64)
+    history = (tmp_path / 'run' / 'history.csv').read_text().splitlines()
+    expected = float(dict(zip(history[0].split(','), history[1].split(',')))['mAP'])
+    capsys.readouterr()
+    assert run_here(monkeypatch, 'validate', tmp_path / 'run', '--data', 'coco2014', '--data-dir', coco_folder,
+                    '--json') == 0
+    assert json.loads(capsys.readouterr().out)['mAP'] == pytest.approx(expected, abs=1e-4)
+    # the next step trains at another size again
+    created = whole_network(
+        monkeypatch, read_coco(coco_folder, 'train2014'), '--model', f'local-dir:{tmp_path / "run" / "best"}',
+        '--img-size', '32', '--val-img-size', '80')
+    assert created.train_config['input_size'] == (3, 32, 32) and created.data_config['input_size'] == (3, 80, 80)
+
+
+def test_a_fixed_size_has_no_other(monkeypatch, capsys, coco_folder, tmp_path):
+    options = ['--backbone', 'test_vit', '--img-size', '48', '--val-img-size', '64', '--data-dir', coco_folder]
+    assert run_here(monkeypatch, 'train', *NO_BACKBONE, *options, '--output', tmp_path / 'run') == 2
+    assert "--val-img-size 64: 'fan' has a fixed size, (48, 48) here" in capsys.readouterr().err
