@@ -1,6 +1,6 @@
 """What timm's users rely on in every model, beyond timm's own test suite (tests/test_timm_suite.py).
 
-A new entrypoint is tested here without a change, unless it is at the 448 pixels of the paper.
+A new entrypoint is tested here without a change, unless it has an input size of its own.
 """
 import copy
 import pickle
@@ -17,8 +17,8 @@ from timm_fan import InputError
 from timm_fan.layers import HEADS
 
 NAMES = [name for name in timm.list_models('fan*') if name != 'fan']
-# at 448 pixels like the paper, not at the size of the backbone's weights
-PAPER_SIZE = {'fan_resnet18', 'fan_resnet50', 'fan_resnet101', 'fan_vgg16'}
+# at 448 pixels like the paper, or at the size of their own weights, not at that of the backbone's
+OWN_SIZE = {'fan_resnet18', 'fan_resnet50', 'fan_resnet101', 'fan_vgg16', 'fan_tf_efficientnet_lite2'}
 
 
 def images(model, batch=2):
@@ -31,7 +31,7 @@ def test_config_is_the_backbones(name):
     ours, theirs = timm.get_pretrained_cfg(name), timm.get_pretrained_cfg(backbone.name)
     assert theirs.has_weights, 'a named model requires a pretrained backbone'
     keys = ['mean', 'std', 'interpolation', 'fixed_input_size']
-    if name not in PAPER_SIZE:
+    if name not in OWN_SIZE:
         keys += ['input_size', 'crop_pct']
     for key in keys:
         assert getattr(ours, key) == getattr(theirs, key), key
@@ -46,7 +46,8 @@ def test_named_models_have_the_interface_of_timm(name):
     assert features.shape[:2] == (2, model.num_features) == model.forward_features(x).shape[:2]
     assert [m.shape[1] for m in maps] == [info['num_chs'] for info in model.feature_info]
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
-    assert model(x).shape == (2, 80) and model.get_classifier().out_features == 80
+    num_classes = model.pretrained_cfg['num_classes']
+    assert model(x).shape == (2, num_classes) and model.get_classifier().out_features == num_classes
     model.reset_classifier(3)
     assert model(x).shape == (2, 3)
     names = [n for n, _ in model.named_parameters()]

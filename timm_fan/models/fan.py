@@ -362,10 +362,10 @@ default_cfgs = generate_default_cfgs({
     'fan_vgg16.coco2014': _cfg(first_conv='backbone.net.features_0'),
     'fan_tresnet_l.coco2014': _cfg(
         crop_pct=0.875, mean=(0., 0., 0.), std=(1., 1., 1.), first_conv='backbone.net.body_conv1.conv'),
-    'fan_efficientnet_b0.coco2014': _cfg_224(first_conv='backbone.net.model.conv_stem'),
+    'fan_efficientnet_b0.coco2014': _cfg_224(first_conv='backbone.net.conv_stem'),
     'fan_tf_efficientnet_lite2.voc2007': _cfg_224(
-        first_conv='backbone.net.model.conv_stem', num_classes=20, crop_pct=1.0, mean=IMAGENET_INCEPTION_MEAN,
-        std=IMAGENET_INCEPTION_STD),
+        first_conv='backbone.net.conv_stem', num_classes=20, input_size=(3, 288, 288), pool_size=(9, 9),
+        crop_pct=1.0, mean=IMAGENET_INCEPTION_MEAN, std=IMAGENET_INCEPTION_STD),
     'fan_mobilenetv3_large_100.coco2014': _cfg_224(first_conv='backbone.net.conv_stem'),
     'fan_convnext_tiny.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
     'fan_convnext_base.coco2014': _cfg_224(first_conv='backbone.net.stem_0'),
@@ -472,14 +472,14 @@ def fan_tresnet_l(pretrained: bool = False, **kwargs: Any) -> FAN:
 
 @register_model
 def fan_efficientnet_b0(pretrained: bool = False, **kwargs: Any) -> FAN:
-    model_args = dict(backbone='efficientnet_b0.ra_in1k', embed_dim=128)
+    model_args = dict(backbone='efficientnet_b0.ra_in1k', embed_dim=128, final_features=False)
     return _create_fan('fan_efficientnet_b0', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def fan_tf_efficientnet_lite2(pretrained: bool = False, **kwargs: Any) -> FAN:
     """The model that comes with the package, with its weights for the 20 classes of PASCAL VOC."""
-    model_args = dict(backbone='tf_efficientnet_lite2.in1k', embed_dim=128, num_classes=20)
+    model_args = dict(backbone='tf_efficientnet_lite2.in1k', embed_dim=128, final_features=False, num_classes=20)
     return _create_fan('fan_tf_efficientnet_lite2', pretrained=pretrained, **dict(model_args, **kwargs))
 
 
