@@ -66,6 +66,7 @@ def release(row: Row, args: argparse.Namespace) -> None:
     args.cards.mkdir(parents=True, exist_ok=True)
     write_text(args.cards / f'{row.name}.md', card)
     write_text(args.cards / f'{row.name}.json', json.dumps(record, indent=2) + '\n')
+    shutil.copyfile(work.picture, args.cards / f'{row.name}.png')
     if row.bundled:
         args.weights.mkdir(parents=True, exist_ok=True)
         with written_folder(args.weights / row.name) as new:

@@ -51,8 +51,10 @@ def test_a_row_is_made_pushed_checked_and_goes_on(server, monkeypatch, capsys, c
     record = json.loads((cards / f'{NAME}.json').read_text())
     published = server.repos[f'timm-fan/{NAME}']
     files = published.commits[published.refs['main']]
-    assert {'README.md', 'config.json', 'model.safetensors', 'training/release.json', 'evaluation/metrics.json'} <= set(
-        files)
+    assert {
+        'README.md', f'{NAME}.png', 'config.json', 'model.safetensors', 'training/release.json',
+        'evaluation/metrics.json'} <= set(files)
+    assert (cards / f'{NAME}.png').read_bytes() == files[f'{NAME}.png'].content
     assert files['model.safetensors'].oid == record['weights']
     assert (cards / f'{NAME}.md').read_bytes() == files['README.md'].content
     assert str(tmp_path).encode() not in files['training/release.json'].content

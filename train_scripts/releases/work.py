@@ -29,7 +29,7 @@ from .zoo import Kind, Options, Row
 # largest difference in mAP, in 0..1, that half precision may make
 TOLERANCE = 0.0005
 _RECORDED = ('hardware', 'versions', 'git_revision', 'seconds', 'train_images', 'val_images')
-_PUBLISHED = ('per_class.csv', 'per_class.png', 'precision_recall.png')
+_PUBLISHED = ('metrics.json', 'per_class.csv', 'precision_recall.png')
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Work:
         self.row, self.place = row, place
         self.folder = place.runs / row.name
         self.model = self.folder / 'model'
+        self.picture = self.folder / 'report' / 'per_class.png'
 
     def trainings(self) -> Iterator['Training']:
         """All trainings of the row, in order."""
@@ -134,15 +135,14 @@ class Work:
     def publication(self, target: Path, card: str) -> None:
         """Write the files to publish to an empty folder: the card, the model, and how it was trained and evaluated."""
         write_text(target / 'README.md', card)
+        shutil.copyfile(self.picture, target / f'{self.row.name}.png')
         for name in (CONFIG_NAME, WEIGHTS_NAME):
             shutil.copyfile(self.model / name, target / name)
         for folder in ('training', 'evaluation'):
             (target / folder).mkdir()
         shutil.copyfile(self.folder / 'release.json', target / 'training' / 'release.json')
         for name in _PUBLISHED:
-            if (self.folder / 'report' / name).is_file():
-                shutil.copyfile(self.folder / 'report' / name, target / 'evaluation' / name)
-        shutil.copyfile(self.folder / 'report' / 'metrics.json', target / 'evaluation' / 'metrics.json')
+            shutil.copyfile(self.folder / 'report' / name, target / 'evaluation' / name)
 
 
 class Training(NamedTuple):
