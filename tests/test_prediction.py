@@ -7,7 +7,7 @@ from timm.data import create_transform
 
 import timm_fan
 from timm_fan import InputError
-from timm_fan.models import load_model, save_model, save_thresholds
+from timm_fan.models import is_model, load_model, save_model, save_thresholds
 from timm_fan.prediction import Predictor
 
 
@@ -110,6 +110,30 @@ def test_predict_decodes_pil_images_as_files(model_folder, tmp_path):
             assert timm_fan.predict(image, model_folder, topk=3) == timm_fan.predict(
                 tmp_path / name, model_folder, topk=3)
             assert image.size == size
+
+
+def test_predict_evaluates_a_model_that_is_in_training_mode(model_folder):
+    model = load_model(model_folder)
+    expected = timm_fan.predict(photo(), model, topk=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert timm_fan.predict(photo(), model.train(), topk=3) == expected
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('hf-hub:me/model', True), ('local-dir:runs/a/best', True), ('fan_resnet101', True), ('resnet50.a1_in1k', True),
+    ('resnet50.jpg', False), ('C:\\photos\\a.jpg', False), ('none.jpg', False), ('runs/none', False)])
+def test_names_of_models_and_of_images(name, expected):
+    assert is_model(name) is expected
+
+
+def test_folders_of_models_and_of_images(model_folder, tmp_path):
+    (tmp_path / 'photos' / 'a').mkdir(parents=True)
+    photo().save(tmp_path / 'photos' / 'a' / 'b.jpg')
+    (tmp_path / 'stopped').mkdir()
+    (tmp_path / 'stopped' / 'config.yaml').write_text('epochs: 1')
+    assert is_model(model_folder) and is_model(model_folder.parent) and is_model(tmp_path / 'stopped')
+    assert not is_model(tmp_path / 'photos') and not is_model(tmp_path / 'photos' / 'a' / 'b.jpg')
 
 
 def test_predict_names_a_file_that_it_cannot_read(model_folder, tmp_path):

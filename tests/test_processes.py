@@ -46,6 +46,7 @@ def test_workers_leave_signals_to_their_parent():
     (16, 4, 8, 3, 1), (2, 4, 2, 0, 1)])
 def test_threads_and_workers_do_not_exceed_the_cores(monkeypatch, cores, processes, wanted, workers, threads):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     before = torch.get_num_threads()

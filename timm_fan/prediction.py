@@ -24,7 +24,7 @@ class Predictor:
     """A trained model with everything that it needs to predict the labels of photographs.
 
     Args:
-        model: From `load_model`, or another timm model in evaluation mode.
+        model: From `load_model`, or another timm model. It is left in evaluation mode.
         device: Device of the computation.
 
     Attributes:
@@ -35,7 +35,7 @@ class Predictor:
     """
 
     def __init__(self, model: nn.Module, device: Union[str, torch.device] = 'cpu'):
-        self.model, self.device = model.to(device), torch.device(device)
+        self.model, self.device = model.to(device).eval(), torch.device(device)
         self.data_config = resolve_model_data_config(model)
         self.names = label_names(model)
         self.thresholds = torch.tensor(model_thresholds(model), dtype=torch.float32).expand(len(self.names))
@@ -101,7 +101,8 @@ def predict(
         images: A file or a PIL image, or a sequence of them.
         model: As `source` for `load_model`, or a model from there; by default the one that comes with the package,
             which knows the 20 classes of PASCAL VOC.
-        threshold: Probability above which a label is predicted, by default that of the model for each class.
+        threshold: Probability above which a label is predicted, by default that of the model for each class. A model
+            that is not from `load_model` has 0.5.
         topk: Number of labels for each image, whatever their probabilities.
         device: Device of the computation.
         batch_size: Number of images that are computed at once.

@@ -17,14 +17,15 @@ def share_cores(workers: int) -> int:
         workers: Data loading processes that are wanted for this training process.
 
     Returns:
-        As many of them as leave a core to the model.
+        As many of them as there are cores for, where a model on a CPU needs one itself.
     """
     processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # set by torchrun and accelerate launch
     cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
     cores = max(1, cores // processes)
-    workers = min(workers, cores - 1)
+    # the thread that feeds a GPU needs little of a core
+    workers = min(workers, cores if torch.cuda.is_available() else cores - 1)
     if 'OMP_NUM_THREADS' not in os.environ:
-        torch.set_num_threads(cores - workers)
+        torch.set_num_threads(max(1, cores - workers))
     return workers
 
 

@@ -90,9 +90,10 @@ def add_model_and_images(parser: argparse.ArgumentParser, images: str) -> None:
 
 
 def model_and_images(args: argparse.Namespace) -> Tuple[str, List[str]]:
-    """The model and the images of `add_model_and_images`. The first input is a model if there is one in it."""
+    """The model and the images of `add_model_and_images`. The first input is a model, unless it is an image."""
     if args.inputs and is_model(args.inputs[0]):
         return args.inputs[0], args.inputs[1:]
+    sys.stderr.write(f'model {BUNDLED}, which comes with timm_fan\n')
     return BUNDLED, args.inputs
 
 

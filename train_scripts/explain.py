@@ -34,6 +34,7 @@ from timm_fan.data import UNREADABLE, MultiLabelDataset, find_images, load_image
 from timm_fan.evaluation import check_class_names, dataset_for_model
 from timm_fan.explain import activation_maps, attention_maps, localization, overlay
 from timm_fan.files import printable, write_text
+from timm_fan.models import BUNDLED
 from timm_fan.prediction import Predictor
 from timm_fan.report import percent, plot_maps
 
@@ -115,9 +116,9 @@ def explain_dataset(args: argparse.Namespace, explainer: Explainer, dataset: Mul
     write_text(args.output / 'localization.json', json.dumps(records, indent=2))
 
 
-def explain_files(args: argparse.Namespace, explainer: Explainer, images: List[str]) -> None:
+def explain_files(args: argparse.Namespace, explainer: Explainer, files: List[Path]) -> None:
     stems: Set[str] = set()
-    for file in find_images(images):
+    for file in files:
         try:
             photo = load_image(file)
         except UNREADABLE as error:
@@ -130,18 +131,21 @@ def explain_files(args: argparse.Namespace, explainer: Explainer, images: List[s
 
 def main(args: argparse.Namespace) -> None:
     model, images = model_and_images(args)
+    if images and args.data and model == BUNDLED:
+        raise InputError(f'No model {images[0]}. With `data`, give a run or model folder, or hf-hub:REPO.')
     if bool(images) == bool(args.data):
         raise InputError('Give image files or `data`.')
     if args.topk < 1 or args.num_images < 1:
         raise InputError('`topk` and `num_images` must be at least 1.')
     check_device(args.device)
+    files = find_images(images)
     explainer = Explainer(model, args)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.data:
         dataset = dataset_for_model(explainer.first.model, args.data, args.data_dir, args.split)
         explain_dataset(args, explainer, dataset)
     else:
-        explain_files(args, explainer, images)
+        explain_files(args, explainer, files)
     print(f'pictures in {args.output}')
 
 

@@ -11,14 +11,17 @@ written to hub_cards/, and the model is pushed to the Hub unless --no-push is gi
 import argparse
 import json
 import shutil
+import signal
+import sys
 import tempfile
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict, List
 
 from command_line import create_parser, run_program
 from releases.check import find_problems
 from releases.work import Place, Work, describe_plan
 from releases.zoo import Row, read_zoo
+from runs import STOPPED, stop_training
 
 from timm_fan import InputError
 from timm_fan.errors import raise_problems
@@ -48,14 +51,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_rows(args: argparse.Namespace) -> Dict[str, Row]:
-    rows = read_zoo(args.zoo)
+def find_rows(args: argparse.Namespace, rows: Dict[str, Row]) -> List[str]:
+    """Names of the rows that were asked for."""
     unknown = [name for name in args.rows if name not in rows]
     if unknown:
         raise InputError(f"`rows`: no row '{unknown[0]}' in {args.zoo}. It has: {', '.join(rows)}.")
     if not args.rows and not (args.dry_run or args.check):
         raise InputError(f'Name the rows to make: {", ".join(rows)}.')
-    return {name: rows[name] for name in args.rows or rows}
+    return args.rows or list(rows)
+
+
+def stop(*_: Any) -> None:
+    """Stop the training that is under way, which saves a checkpoint, and this program."""
+    stop_training()
+    sys.exit(STOPPED)
 
 
 def release(row: Row, args: argparse.Namespace) -> None:
@@ -82,16 +91,18 @@ def release(row: Row, args: argparse.Namespace) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    rows = find_rows(args)
+    zoo = read_zoo(args.zoo)
+    names = find_rows(args, zoo)
     if args.check:
-        raise_problems(f'{args.zoo} and {args.cards} do not agree', find_problems(rows, args.cards, args.weights))
-        print(f'{len(rows)} rows, their cards and weights belong together.')
+        raise_problems(f'{args.zoo} and {args.cards} do not agree', find_problems(zoo, names, args.cards, args.weights))
+        print(f'{len(names)} rows, their cards and weights belong together.')
         return
-    for row in rows.values():
+    signal.signal(signal.SIGTERM, stop)
+    for name in names:
         if args.dry_run:
-            print(describe_plan(Work(row, Place(args.data_dir, args.runs, args.backbone_weights))))
+            print(describe_plan(Work(zoo[name], Place(args.data_dir, args.runs, args.backbone_weights))))
         else:
-            release(row, args)
+            release(zoo[name], args)
 
 
 if __name__ == '__main__':

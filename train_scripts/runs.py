@@ -1,4 +1,5 @@
 """Runs of train.py that other programs start, and the evaluation of their models."""
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from accelerate import Accelerator
 from timm_fan import InputError
 from timm_fan.data import create_loader
 from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate
-from timm_fan.files import read_yaml, write_text
+from timm_fan.files import read_json, write_text
 from timm_fan.models import load_model, model_thresholds
+from timm_fan.processes import share_cores
 from timm_fan.training import RunFolder
 
 TRAIN = Path(__file__).parent / 'train.py'
+STOPPED = 75  # exit code of train.py after a signal
 # options that do not change the result
 _INDECISIVE = {'backbone_weights', 'keep', 'log_with', 'val_interval', 'workers'}
 _under_way: List[subprocess.Popen] = []  # training of this process
@@ -26,22 +29,31 @@ def decisive(options: Dict[str, Any]) -> Dict[str, Any]:
     return {k: v for k, v in options.items() if k not in _INDECISIVE}
 
 
-def train(options: Dict[str, Any], folder: Path, quiet: bool = False, threads: Optional[int] = None) -> None:
+def train(
+        options: Dict[str, Any], folder: Path, identity: Dict[str, Any], quiet: bool = False,
+        threads: Optional[int] = None) -> None:
     """Train a run with train.py in a process of its own, or continue one that was interrupted.
 
     Args:
         options: Options of train.py.
-        folder: The run folder. The options are kept next to it.
+        folder: The run folder.
+        identity: What the result depends on. It is kept next to the folder.
         quiet: Show nothing of the training.
         threads: CPU threads, by default those that train.py chooses.
 
     Raises:
-        InputError: The folder has a run with other options, or train.py fails.
+        InputError: The folder has a run of another identity, or train.py fails or is stopped.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    config = folder.with_name(f'{folder.name}.yaml')
-    if folder.exists() and config.is_file() and decisive(read_yaml(config)) != decisive(options):
-        raise InputError(f'{folder} was trained with other options. Remove it, or give another folder as `runs`.')
+    known, config = _identity_file(folder), folder.with_name(f'{folder.name}.yaml')
+    if folder.exists() and known.is_file():
+        before = read_json(known)
+        other = sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key))
+        if other:
+            raise InputError(
+                f'{folder} was trained with other options ({", ".join(other)}). Remove it, or give another folder as'
+                ' `runs`.')
+    write_text(known, json.dumps(identity))
     write_text(config, yaml.safe_dump(options))
     command = [sys.executable, TRAIN, '--config', config, '--output', folder, '--resume']
     env = {**({'OMP_NUM_THREADS': str(threads)} if threads else {}), **os.environ}
@@ -50,8 +62,10 @@ def train(options: Dict[str, Any], folder: Path, quiet: bool = False, threads: O
         _under_way.append(training)
         _, errors = training.communicate()
         _under_way.clear()
+    if training.returncode == STOPPED:
+        raise InputError(f'{folder} was stopped. The same command continues it.')
     if training.returncode:
-        raise InputError(f'{folder} ended with exit code {training.returncode}: {(errors or "").strip()[-2000:]}')
+        raise InputError(f'{folder} ended with exit code {training.returncode}. {(errors or "").strip()[-2000:]}')
 
 
 def stop_training() -> None:
@@ -60,17 +74,19 @@ def stop_training() -> None:
         training.terminate()
 
 
-def is_trained(options: Dict[str, Any], folder: Path) -> bool:
-    """Whether a run with these options has had all its epochs."""
-    config = folder.with_name(f'{folder.name}.yaml')
-    return (
-        config.is_file() and decisive(read_yaml(config)) == decisive(options)
-        and len(RunFolder(folder).read_history()) == options['epochs'])
+def is_trained(folder: Path, identity: Dict[str, Any], epochs: int) -> bool:
+    """Whether a run of this identity has had all its epochs."""
+    known = _identity_file(folder)
+    return known.is_file() and read_json(known) == identity and len(RunFolder(folder).read_history()) == epochs
+
+
+def _identity_file(folder: Path) -> Path:
+    return folder.with_name(f'{folder.name}.json')
 
 
 def evaluate_folder(folder: Path, data: str, data_dir: str, workers: int = 0) -> Evaluation:
     """Evaluation of a saved model, with its thresholds, on the validation split of a data source."""
     accelerator = Accelerator()
     model = load_model(folder).to(accelerator.device)
-    loader = create_loader(dataset_for_model(model, data, data_dir, 'val'), 32, workers)
+    loader = create_loader(dataset_for_model(model, data, data_dir, 'val'), 32, share_cores(workers))
     return evaluate(model, accelerator.prepare(loader), accelerator, model_thresholds(model))

@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--binned', action='store_true', help='constant memory for any number of images, with bounds for mAP')
     add('--batch-size', type=int, default=32, help='images per process (default: %(default)s)')
     add('--workers', type=int, default=2,
-        help='data loading processes per process, at most one less than the cores (default: %(default)s)')
+        help='data loading processes per process, at most one per core (default: %(default)s)')
     add('--mixed-precision', default='no', choices=['no', 'bf16', 'fp16'], help='(default: %(default)s)')
     add('--report', metavar='DIR', help='write a report to this folder')
     add('--json', action='store_true', help='print all scores as JSON')

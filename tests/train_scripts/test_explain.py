@@ -77,12 +77,15 @@ def test_without_boxes_there_are_pictures_only(monkeypatch, capsys, models, coco
     (['FAN', 'none.jpg'], 'none.jpg'),
     (['FAN', 'broken.jpg'], 'unreadable image broken.jpg'),
     (['runs/none', 'PHOTO'], 'No image file or folder runs/none'),
-    (['.'], 'unreadable image broken.jpg'),
+    (['run', 'PHOTO'], 'run contains no config.json'),
+    (['runs/none', '--data', 'scenes'], 'No model runs/none'),
     (['FAN', 'PHOTO', '--device', 'nothing'], '--device nothing is not a device of PyTorch'),
 ])
 def test_mistakes_end_in_one_message(monkeypatch, capsys, models, coco_folder, tmp_path, args, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'broken.jpg').write_bytes(b'')
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.yaml').write_text('epochs: 2')
     places = dict(FAN=models[0], BACKBONE=models[1], PHOTO=coco_folder / 'val2014' / '000003.jpg')
     assert run_here(monkeypatch, 'explain', *(places.get(arg, arg) for arg in args), '--output', 'maps') == 2
     error = capsys.readouterr().err

@@ -74,6 +74,7 @@ def test_a_row_is_made_pushed_checked_and_goes_on(server, monkeypatch, capsys, c
     again = json.loads((cards / f'{NAME}.json').read_text())
     assert again['plain']['mAP'] == pytest.approx(record['plain']['mAP'])
     check_disagreements(release, places, cards, weights, tmp_path)
+    check_other_options(release, make, runs, tmp_path)
 
 
 def check_scores(monkeypatch, capsys, coco_folder, model, record):
@@ -116,7 +117,23 @@ def check_disagreements(release, places, cards, weights, tmp_path):
     assert 'has no row with bundled: true' in release('--check', *places)[1].err
 
 
+def check_other_options(release, make, runs, tmp_path):
+    """No step is taken that belongs to other options, or to another first step."""
+    assert 'done     train seed0' in release(*make, '--dry-run', '--data-dir', 'elsewhere')[1].out
+    write_zoo(tmp_path, steps=[ROW['steps'][0], dict(epochs=1, lr=2e-4)])
+    assert 'missing  train seed0' in release(*make, '--dry-run')[1].out
+    code, output = release(*make)
+    assert code == 2 and 'held_out-2 was trained with other options (lr)' in output.err
+    write_zoo(tmp_path)
+    file = runs / NAME / 'seed0-1' / 'last' / 'model.safetensors'
+    save_file({**load_file(file), 'head.fc.bias': torch.zeros(len(load_file(file)['head.fc.bias']))}, file)
+    assert 'missing  train seed0' in release(*make, '--dry-run')[1].out
+    code, output = release(*make)
+    assert code == 2 and 'seed0-2 was trained with other options (start)' in output.err
+
+
 @pytest.mark.parametrize('change, words', [
+    (dict(steps=[dict(lr=1e-3)]), "row 'fan.tiny': each step needs epochs"),
     (dict(steps=[]), "row 'fan.tiny': steps: List should have at least 1 item"),
     (dict(steps=[dict(epochs=0)]), 'epochs should be greater than or equal to 1, got 0'),
     (dict(thresholds='best'), "row 'fan.tiny': "),

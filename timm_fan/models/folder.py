@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn as nn
 from huggingface_hub import hf_hub_download
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models._hub import save_config_for_hf
@@ -109,11 +110,15 @@ def save_thresholds(folder: Union[str, Path], thresholds: Sequence[float], polic
 
 
 def is_model(source: Union[str, Path]) -> bool:
-    """Whether `load_model` would look for a model here: a model or run folder, or a name. It may still be damaged."""
-    folder = Path(source)
+    """Whether this names a model rather than images: a folder with one or with a run, or a name for `load_model`.
+
+    The model may still be missing in the folder, or damaged.
+    """
+    folder, name = Path(source), str(source)
     if folder.exists():
-        return any((f / CONFIG_NAME).is_file() for f in (folder, folder / BEST))
-    return ':' in str(source) or timm.is_model(str(source).partition('.')[0])
+        return any(next(folder.glob(f'{depth}config.*'), None) for depth in ('', '*/', '*/*/'))
+    known = timm.is_model(name.partition('.')[0]) and folder.suffix.lower() not in Image.registered_extensions()
+    return known or name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))
 
 
 def model_folder(folder: Union[str, Path]) -> Path:

@@ -19,7 +19,7 @@ from timm_fan.models import FAN, model_folder
 from timm_fan.provenance import file_sha256
 from timm_fan.report import paper_scores, percent
 from timm_fan.report.report import measured_scores
-from timm_fan.training import RunFolder, TrainingOptions
+from timm_fan.training import RunFolder, TrainingOptions, merge_options
 
 TEMPLATE = Path(__file__).parent / 'templates' / 'card.md'
 # files of a repository that are records of a run, and are removed if a new publication lacks them
@@ -55,8 +55,10 @@ _DATA = {
 
 
 def _data_source(data: str, licence: Optional[str] = None) -> DataSource:
-    name = data.partition('?')[0]
+    name, _, options = data.partition('?')
     source = _DATA.get(name) or DataSource(name, 'The licence of the data was not stated.')
+    if 'val=' in options:  # other images than those of the official split
+        source = source._replace(val_images=None)
     return source._replace(licence=licence) if licence else source
 
 
@@ -255,13 +257,15 @@ def card_of_release(record: Dict[str, Any], repo: str) -> ModelCard:
         repo: `owner/name` on the Hub.
     """
     config, row, trainings = record['config'], record['row'], record['trainings']
-    cfg, steps = config['pretrained_cfg'], trainings['seed0']
+    cfg, records = config['pretrained_cfg'], trainings['seed0']
     args = {k: v for k, v in row['options'].items() if k == 'backbone'}
     args.update(row['options'].get('model_kwargs', {}))
     network = _describe_network(config['architecture'], args, config['num_classes'], cfg['input_size'])
     pretrained = bool(row['options'].get('pretrained_backbone'))
-    run = {**steps[-1], 'seconds': sum(step['seconds'] for step in steps)}
-    options = [{**row['options'], **step} for step in row['steps']]
+    run = {**records[-1], 'seconds': sum(record['seconds'] for record in records)}
+    shown = TrainingOptions.names(card=True)
+    steps = [merge_options(row['options'], step) for step in row['steps']]
+    options = [{key: value for key, value in step.items() if key in shown} for step in steps]
     return _render(
         repo, network, (network.backbone_licence if pretrained else 'apache-2.0') or 'unknown', row['test'],
         _data_source(row['test']), dict(

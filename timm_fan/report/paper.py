@@ -25,6 +25,7 @@ _TABLES = {
 
 
 def paper_scores(data: str) -> Optional[Dict[str, Dict[str, float]]]:
-    """Model -> metric -> percent for a data source of `create_dataset`, None if the paper has none."""
-    table = _TABLES.get(data.partition('?')[0])
+    """Model -> metric -> percent for a data source of `create_dataset`, None if the paper has none for its images."""
+    name, _, options = data.partition('?')
+    table = None if 'val=' in options else _TABLES.get(name)
     return table and {model: dict(zip(_KEYS, values)) for model, values in table.items()}

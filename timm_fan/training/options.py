@@ -93,7 +93,7 @@ class TrainingOptions(BaseModel):
         None, 'compile the model with this backend of torch.compile, inductor if none is given', 'execution',
         const='inductor')
     workers: int = _option(
-        2, 'data loading processes per training process, at most one less than the cores', 'execution', card=False,
+        2, 'data loading processes per training process, at most one per core', 'execution', card=False,
         ge=0)
 
     val_interval: int = _option(

@@ -11,7 +11,7 @@ from typing import Dict, List, Optional
 
 import torch
 from accelerate import Accelerator
-from runs import evaluate_folder, stop_training, train
+from runs import decisive, evaluate_folder, stop_training, train
 
 from timm_fan import InputError
 from timm_fan.data import MultiLabelDataset
@@ -126,7 +126,8 @@ def _train_and_evaluate(run: Run, place: Place) -> dict:
         options = TrainingOptions.parse(place.options(run))
         evaluation, record = train_on_maps(options, run.views, folder.last, place.runs / 'maps')
     else:
-        train(place.options(run), folder.path, quiet=True, threads=torch.get_num_threads())
+        options = place.options(run)
+        train(options, folder.path, decisive(options), quiet=True, threads=torch.get_num_threads())
         evaluation = evaluate_folder(folder.last, run.options.get('data', 'scenes'), place.data_dir)
         record = folder.read_record()
     return _result(run, place, evaluation, record)

@@ -1,6 +1,6 @@
 """Whether the rows of the zoo, the cards and the weights belong together."""
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterable, Iterator, List
 
 import timm
 
@@ -12,10 +12,10 @@ from timm_fan.publish import card_of_release, card_of_variant
 from .zoo import Row
 
 
-def find_problems(rows: Dict[str, Row], cards: Path, weights: Path) -> List[str]:
-    """What does not belong together, in words."""
-    problems = [problem for row in rows.values() for problem in _row_problems(row, cards, weights)]
-    bundled = {row.name for row in rows.values() if row.bundled}
+def find_problems(zoo: Dict[str, Row], names: Iterable[str], cards: Path, weights: Path) -> List[str]:
+    """What does not belong together in these rows of the zoo, in words."""
+    problems = [problem for name in names for problem in _row_problems(zoo[name], cards, weights)]
+    bundled = {row.name for row in zoo.values() if row.bundled}
     for folder in sorted(weights.iterdir()) if weights.is_dir() else ():
         if folder.name not in bundled:
             problems.append(f'{folder} has no row with bundled: true')
@@ -32,6 +32,8 @@ def _row_problems(row: Row, cards: Path, weights: Path) -> Iterator[str]:
         yield f'{row.name}: {file} is of other options than the row'
     if not card.is_file() or read_text(card) != str(card_of_release(record, row.repo)):
         yield f'{row.name}: {card} is not the card of {file}'
+    if not card.with_suffix('.png').is_file():
+        yield f'{row.name}: no picture {card.with_suffix(".png")}'
     if record['metrics']['weights'] != record['weights']:
         yield f'{row.name}: {file} has scores of other weights'
     if not row.bundled:

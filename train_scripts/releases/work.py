@@ -5,12 +5,12 @@ import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from PIL import Image
-from runs import evaluate_folder, is_trained, train
+from runs import decisive, evaluate_folder, is_trained, train
 from timm.data import resolve_model_data_config
 
 from timm_fan import InputError
@@ -88,18 +88,17 @@ class Work:
             return
         held_out = self._evaluation(chooser, row.held_out)
         thresholds = choose_thresholds(held_out.logits, held_out.targets, row.thresholds)
-        model = load_model(source)
-        save_model(
-            model.half() if row.half else model, self.model, label_names(model), resolve_model_data_config(model))
+        _save_copy(source, self.model, row.half)
         save_thresholds(self.model, thresholds, row.thresholds)
         record = dict(
             origin=origin, held_out=dict(data=row.held_out, images=len(held_out.targets), mAP=held_out.scores.mAP))
         if row.half:
-            full, half = (self._mAP(model, row.held_out) for model in (source, self.model))
+            _save_copy(chooser, self.folder / 'held_out_half', half=True)
+            full, half = held_out.scores.mAP, self._mAP(self.folder / 'held_out_half', row.held_out)
             if abs(full - half) > TOLERANCE:
                 raise InputError(
                     f'{row.name}: half precision changes mAP from {full:.4f} to {half:.4f}. Set half: false.')
-            record['half'] = dict(data=row.held_out, full=full, half=half)
+            record['half'] = dict(full=full, half=half)
         write_text(file, json.dumps(record, indent=2))
 
     def _evaluate(self, trainings: Dict[str, 'Training']) -> Dict[str, Any]:
@@ -145,6 +144,11 @@ class Work:
             shutil.copyfile(self.folder / 'report' / name, target / 'evaluation' / name)
 
 
+def _save_copy(source: Path, target: Path, half: bool) -> None:
+    model = load_model(source)
+    save_model(model.half() if half else model, target, label_names(model), resolve_model_data_config(model))
+
+
 class Training(NamedTuple):
     """One training of a row, in one or more steps.
 
@@ -172,28 +176,42 @@ class Training(NamedTuple):
         """Folder of the trained model."""
         return RunFolder(self.folders[-1]).last
 
-    def options(self) -> List[Options]:
-        """Options of train.py for each step."""
-        place, steps = self.work.place, []
-        for step, before in zip(self.work.row.steps_of(self.kind), [None, *self.folders]):
-            step = merge_options(step, dict(
-                data=self.data, data_dir=place.data_dir, seed=self.seed, report=False, val_interval=step['epochs']))
-            if before:
-                network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained_backbone')
-                step = {k: v for k, v in step.items() if k not in network}
-                step['model'] = f'local-dir:{RunFolder(before).last}'
-            elif place.backbone_weights:
-                step = {**step, 'pretrained_backbone': False, 'backbone_weights': place.backbone_weights}
-            steps.append(step)
-        return steps
+    def options(self, step: Options, start: Optional[Path]) -> Options:
+        """Options of train.py for a step that starts from a model, or from the backbone."""
+        place = self.work.place
+        options = merge_options(step, dict(
+            data=self.data, data_dir=place.data_dir, seed=self.seed, report=False, val_interval=step['epochs']))
+        if start:
+            network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained_backbone')
+            options = {k: v for k, v in options.items() if k not in network}
+            options['model'] = f'local-dir:{start}'
+        elif place.backbone_weights:
+            options.update(pretrained_backbone=False, backbone_weights=place.backbone_weights)
+        return options
+
+    def identity(self, step: Options, start: Optional[Path]) -> Dict[str, Any]:
+        """What the result of a step depends on: not the places of data and weights."""
+        weights = start / WEIGHTS_NAME if start else None
+        return dict(
+            decisive(step), data=self.data, seed=self.seed,
+            start=file_sha256(weights) if weights and weights.is_file() else None)
+
+    def _steps(self) -> Iterator[Tuple[Options, Optional[Path], Path]]:
+        """Options, start and run folder of each step."""
+        start = None
+        for step, folder in zip(self.work.row.steps_of(self.kind), self.folders):
+            yield step, start, folder
+            start = RunFolder(folder).last
 
     def is_done(self) -> bool:
-        return all(is_trained(options, folder) for options, folder in zip(self.options(), self.folders))
+        return all(
+            is_trained(folder, self.identity(step, start), step['epochs']) for step, start, folder in self._steps())
 
     def run(self) -> None:
-        for options, folder in zip(self.options(), self.folders):
-            if not is_trained(options, folder):
-                train(options, folder)
+        for step, start, folder in self._steps():
+            identity = self.identity(step, start)
+            if not is_trained(folder, identity, step['epochs']):
+                train(self.options(step, start), folder, identity)
 
     def records(self) -> List[Dict[str, Any]]:
         """Hardware, versions, time and number of images of each step."""

@@ -99,6 +99,8 @@ def read_zoo(file: Path) -> Dict[str, Row]:
             for kind in ('fan', 'plain'):
                 for step in rows[name].steps_of(kind):
                     TrainingOptions.parse(step)
+                    if 'epochs' not in step:
+                        raise InputError('each step needs epochs.')
         except ValidationError as error:
             first = error.errors()[0]
             key = '.'.join(map(str, first['loc']))

@@ -58,6 +58,16 @@ def test_a_share_of_the_training_images_is_held_out(coco_folder, share):
     assert torch.equal(val.labels.counts() + train.labels.counts(), whole.labels.counts())
 
 
+def test_a_share_of_one_table_is_held_out(coco_folder, tmp_path):
+    data = write_table(coco_folder, tmp_path, 'csv')
+    one = data.replace('{split}', 'train')
+    with pytest.raises(InputError, match='or hold out a share'):
+        create_dataset(one, tmp_path, 'val')
+    separator = '&' if '?' in one else '?'
+    train, val = create_splits(f'{one}{separator}val=0.25', tmp_path)
+    assert len(train) + len(val) == len(create_dataset(data, tmp_path, 'train')) and len(val) == round(0.25 * 34)
+
+
 @pytest.mark.parametrize('value', ['0', '1', '-0.1', '1.5', '0.001', '1e-9'])
 def test_a_share_leaves_images_in_both_splits(coco_folder, value):
     with pytest.raises(InputError, match='leaves a split without images'):

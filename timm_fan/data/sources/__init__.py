@@ -21,11 +21,12 @@ from .voc import VOC_CLASSES, read_voc
 
 
 class Request(NamedTuple):
-    """What is requested from a source."""
+    """What is requested from a source. With `held_out`, both splits are parts of what it gives."""
     data_dir: Path
     where: str
     split: str
     class_names: Optional[Sequence[str]]
+    held_out: bool = False
 
     def names(self, classes: Optional[str]) -> Optional[Sequence[str]]:
         """The class names of the request, otherwise those in the file `classes`."""
@@ -33,9 +34,10 @@ class Request(NamedTuple):
 
     def path(self, where: str) -> str:
         """The path for the requested split."""
-        if '{split}' not in where:
+        if '{split}' not in where and not self.held_out:
             raise InputError(
-                f"`data`: '{where}' is the same for all splits. Write {{split}} in place of train and val.")
+                f"`data`: '{where}' is the same for all splits. Write {{split}} in place of train and val, or hold out"
+                ' a share with ?val=0.1.')
         return str(self.data_dir / where.replace('{split}', self.split))
 
 
@@ -114,7 +116,7 @@ def create_dataset(
                 f" {', '.join([*known, 'val=SHARE'])}.")
         options[key] = value
     share = options.pop('val') if _is_number(options.get('val')) else None
-    request = Request(Path(data_dir), where, 'train' if share else split, class_names)
+    request = Request(Path(data_dir), where, 'train' if share else split, class_names, held_out=bool(share))
     dataset = source(request, **options)
     if share:
         dataset = _held_out(dataset, split, data, float(share))
