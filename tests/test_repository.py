@@ -10,3 +10,8 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert 'train_scripts/train.py' in commands[0] and 'pytest' in commands[1]
     # bash -e ignores what fails before the last &&
     assert f'{commands[1]} || exit' in (ROOT / '.ci' / 'run').read_text().splitlines()
+
+
+def test_pages_have_no_placeholders():
+    pages = [ROOT / 'README.md', *(ROOT / 'hub_cards').rglob('*.md'), *(ROOT / 'train_scripts').rglob('*.md')]
+    assert not [page for page in pages if re.search(r'@[A-Z0-9]+@', page.read_text())]
