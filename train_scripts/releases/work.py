@@ -74,6 +74,14 @@ class Work:
     def _evaluation(self, model: Path, data: str) -> Evaluation:
         return evaluate_folder(model, data, self.place.data_dir, self.row.options.get('workers', 2))
 
+    def _plain_model(self, source: Path) -> Path:
+        """The plain timm model, which is to see the same part of an image as the FAN."""
+        model, target = load_model(source), self.folder / 'plain_model'
+        ours = resolve_model_data_config(load_model(self.model))
+        same = {key: ours[key] for key in ('input_size', 'crop_pct', 'crop_mode')}
+        save_model(model, target, label_names(model), {**resolve_model_data_config(model), **same})
+        return target
+
     def _mAP(self, model: Path, data: str) -> float:
         return self._evaluation(model, data).scores.mAP
 
@@ -111,13 +119,14 @@ class Work:
         record: Dict[str, Any] = dict(
             row=row.model_dump(), config=read_json(self.model / CONFIG_NAME), weights=weights,
             **read_json(self.folder / 'model.json'))
-        if all(known.get(key) == value for key, value in record.items()) and known['plain']['weights'] == plain_weights:
+        compared = known.get('plain', {}).get('weights') == plain_weights
+        if compared and all(known.get(key) == value for key, value in record.items()):
             return known
         evaluation = self._evaluation(self.model, row.test)
         intervals, groups = evaluation.intervals(), evaluation.groups()
         info = ReportInfo(f'{row.name}', row.test, 'val', weights)
         write_report(self.folder / 'report', evaluation, info, intervals, groups)
-        plain = self._evaluation(trainings['plain'].last, row.test)
+        plain = self._evaluation(self._plain_model(trainings['plain'].last), row.test)
         difference = compare(plain.logits, evaluation.logits, evaluation.targets)['mAP']
         record.update(
             metrics=read_json(self.folder / 'report' / 'metrics.json'),
