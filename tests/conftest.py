@@ -1,4 +1,5 @@
 import inspect
+import os
 from pathlib import Path
 from typing import Iterator
 
@@ -15,6 +16,7 @@ from timm_fan.evaluation import Evaluation
 SHARED = ROOT.parent / 'shared'
 # models are tiny, and tests may share two cores: spinning threads would wait for each other
 torch.set_num_threads(1)
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 @pytest.fixture(scope='session')

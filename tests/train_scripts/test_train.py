@@ -77,6 +77,7 @@ def test_command_line_options_are_these(monkeypatch):
         '--smoothing',
         '--sync-bn',
         '--torchcompile',
+        '--val-img-size',
         '--val-interval',
         '--warmup-epochs',
         '--weight-decay',
