@@ -130,6 +130,7 @@ def test_names_of_models_and_of_images(name, expected):
 def test_folders_of_models_and_of_images(model_folder, tmp_path):
     (tmp_path / 'photos' / 'a').mkdir(parents=True)
     photo().save(tmp_path / 'photos' / 'a' / 'b.jpg')
+    photo().save(tmp_path / 'photos' / 'config.png')
     (tmp_path / 'stopped').mkdir()
     (tmp_path / 'stopped' / 'config.yaml').write_text('epochs: 1')
     assert is_model(model_folder) and is_model(model_folder.parent) and is_model(tmp_path / 'stopped')

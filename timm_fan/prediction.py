@@ -114,7 +114,7 @@ def predict(
         InputError: The model cannot be loaded, or an image cannot be read.
     """
     if isinstance(images, (str, Path, Image.Image)):
-        return predict([images], model, threshold, topk, device)[0]
+        return predict([images], model, threshold, topk, device, batch_size)[0]
     predictor = Predictor(model, device) if isinstance(model, nn.Module) else Predictor.load(model, device)
     labels: List[List[Label]] = []
     for start in range(0, len(images), batch_size):

@@ -14,7 +14,6 @@ from timm_fan.data import create_loader
 from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate
 from timm_fan.files import read_json, write_text
 from timm_fan.models import load_model, model_thresholds
-from timm_fan.processes import share_cores
 from timm_fan.training import RunFolder
 
 TRAIN = Path(__file__).parent / 'train.py'
@@ -27,6 +26,12 @@ _under_way: List[subprocess.Popen] = []  # training of this process
 def decisive(options: Dict[str, Any]) -> Dict[str, Any]:
     """The options that the result depends on."""
     return {k: v for k, v in options.items() if k not in _INDECISIVE}
+
+
+def started_from(options: Dict[str, Any], model: Path) -> Dict[str, Any]:
+    """Options of a run that starts from a saved model, instead of a network that they describe."""
+    network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained_backbone')
+    return {**{k: v for k, v in options.items() if k not in network}, 'model': f'local-dir:{model}'}
 
 
 def train(
@@ -88,5 +93,5 @@ def evaluate_folder(folder: Path, data: str, data_dir: str, workers: int = 0) ->
     """Evaluation of a saved model, with its thresholds, on the validation split of a data source."""
     accelerator = Accelerator()
     model = load_model(folder).to(accelerator.device)
-    loader = create_loader(dataset_for_model(model, data, data_dir, 'val'), 32, share_cores(workers))
+    loader = create_loader(dataset_for_model(model, data, data_dir, 'val'), 32, workers)
     return evaluate(model, accelerator.prepare(loader), accelerator, model_thresholds(model))

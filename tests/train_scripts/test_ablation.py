@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers import ROOT, SCRIPTS, load_program, run_here
 from scipy.stats import ttest_rel
@@ -214,3 +215,14 @@ def test_a_killed_grid_ends_its_runs(coco_folder, tmp_path, grid):
     program.wait()
     wait_for(lambda: not processes_naming(runs))
     assert any(checkpoints.iterdir())
+
+
+def test_an_evaluation_leaves_the_threads_of_a_job_alone(monkeypatch, coco_folder, run_folder):
+    """Several jobs share the cores, each with its number of threads."""
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(4)))
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    runs = load_program(monkeypatch, 'runs')
+    assert torch.get_num_threads() == 1
+    assert runs.evaluate_folder(run_folder / 'best', 'coco2014', coco_folder).scores.num_images == 13
+    assert torch.get_num_threads() == 1

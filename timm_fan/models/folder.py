@@ -116,7 +116,8 @@ def is_model(source: Union[str, Path]) -> bool:
     """
     folder, name = Path(source), str(source)
     if folder.exists():
-        return any(next(folder.glob(f'{depth}config.*'), None) for depth in ('', '*/', '*/*/'))
+        names = (f'{depth}{name}' for depth in ('', '*/', '*/*/') for name in (CONFIG_NAME, 'config.yaml'))
+        return any(next(folder.glob(pattern), None) for pattern in names)
     known = timm.is_model(name.partition('.')[0]) and folder.suffix.lower() not in Image.registered_extensions()
     return known or name.startswith(('hf-hub:', 'hf_hub:', 'local-dir:'))
 

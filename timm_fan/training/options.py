@@ -93,8 +93,7 @@ class TrainingOptions(BaseModel):
         None, 'compile the model with this backend of torch.compile, inductor if none is given', 'execution',
         const='inductor')
     workers: int = _option(
-        2, 'data loading processes per training process, at most one per core', 'execution', card=False,
-        ge=0)
+        2, 'data loading processes per training process, at most one per core', 'execution', card=False, ge=0)
 
     val_interval: int = _option(
         1, 'epochs between evaluations; the last epoch is always evaluated', 'evaluation and checkpoints', ge=1)

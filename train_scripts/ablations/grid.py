@@ -20,6 +20,7 @@ _KEYS = {
     'start_from'}
 # options that ablation.py sets
 _SET = {'data_dir', 'report', 'seed'}
+
 Options = Dict[str, Any]
 
 

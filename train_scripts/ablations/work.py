@@ -11,7 +11,7 @@ from typing import Dict, List, Optional
 
 import torch
 from accelerate import Accelerator
-from runs import decisive, evaluate_folder, stop_training, train
+from runs import decisive, evaluate_folder, started_from, stop_training, train
 
 from timm_fan import InputError
 from timm_fan.data import MultiLabelDataset
@@ -43,8 +43,8 @@ class Start:
     results: Results
     runs: Path
 
-    def model(self, run: Run) -> str:
-        """The model that a run starts from."""
+    def model(self, run: Run) -> Path:
+        """Folder of the model that a run starts from."""
         choice = self.grid.choose(run.row, self.results)
         earlier = choice.best if run.tried is not None else self.grid.run(run.row, run.seed, choice.options)
         folder = RunFolder(self.runs / earlier.name).last if earlier else self.runs
@@ -52,7 +52,7 @@ class Start:
             raise InputError(
                 f"The run {run.name} starts from a model of the grid {self.grid.name}, which is not in {folder}, or has"
                 f" no line in {self.results.file}. Run that grid first, with the same `runs` and `results`.")
-        return f'local-dir:{folder}'
+        return folder
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class Place:
         """Options for train.py."""
         options = merge_options(run.options, dict(data_dir=self.data_dir, seed=run.seed, report=False))
         if self.start:
-            network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained_backbone')
-            return {**{k: v for k, v in options.items() if k not in network}, 'model': self.start.model(run)}
+            return started_from(options, self.start.model(run))
         return merge_options(options, dict(backbone_weights=self.backbone_weights) if self.backbone_weights else {})
 
 

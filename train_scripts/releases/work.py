@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import numpy as np
 import torch
 from PIL import Image
-from runs import decisive, evaluate_folder, is_trained, train
+from runs import decisive, evaluate_folder, is_trained, started_from, train
 from timm.data import resolve_model_data_config
 
 from timm_fan import InputError
@@ -20,6 +20,7 @@ from timm_fan.hub import CONFIG_NAME, WEIGHTS_NAME
 from timm_fan.metrics import choose_thresholds, compare
 from timm_fan.models import label_names, load_model, save_model, save_thresholds
 from timm_fan.prediction import Predictor
+from timm_fan.processes import share_cores
 from timm_fan.provenance import environment, file_sha256
 from timm_fan.report import ReportInfo, percent, write_report
 from timm_fan.training import RunFolder, merge_options
@@ -72,14 +73,12 @@ class Work:
         return self._evaluate(trainings)
 
     def _evaluation(self, model: Path, data: str) -> Evaluation:
-        return evaluate_folder(model, data, self.place.data_dir, self.row.options.get('workers', 2))
+        return evaluate_folder(model, data, self.place.data_dir, share_cores(self.row.options.get('workers', 2)))
 
     def _plain_model(self, source: Path) -> Path:
         """The plain timm model, which is to see the same part of an image as the FAN."""
-        model, target = load_model(source), self.folder / 'plain_model'
-        ours = resolve_model_data_config(load_model(self.model))
-        same = {key: ours[key] for key in ('input_size', 'crop_pct', 'crop_mode')}
-        save_model(model, target, label_names(model), {**resolve_model_data_config(model), **same})
+        target, ours = self.folder / 'plain_model', read_json(self.model / CONFIG_NAME)['pretrained_cfg']
+        _save_copy(source, target, **{key: ours[key] for key in ('input_size', 'crop_pct', 'crop_mode')})
         return target
 
     def _mAP(self, model: Path, data: str) -> float:
@@ -153,9 +152,11 @@ class Work:
             shutil.copyfile(self.folder / 'report' / name, target / 'evaluation' / name)
 
 
-def _save_copy(source: Path, target: Path, half: bool) -> None:
+def _save_copy(source: Path, target: Path, half: bool = False, **preprocessing: Any) -> None:
+    """Save a model again, in half precision or with other preprocessing."""
     model = load_model(source)
-    save_model(model.half() if half else model, target, label_names(model), resolve_model_data_config(model))
+    data_config = {**resolve_model_data_config(model), **preprocessing}
+    save_model(model.half() if half else model, target, label_names(model), data_config)
 
 
 class Training(NamedTuple):
@@ -191,10 +192,8 @@ class Training(NamedTuple):
         options = merge_options(step, dict(
             data=self.data, data_dir=place.data_dir, seed=self.seed, report=False, val_interval=step['epochs']))
         if start:
-            network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained_backbone')
-            options = {k: v for k, v in options.items() if k not in network}
-            options['model'] = f'local-dir:{start}'
-        elif place.backbone_weights:
+            return started_from(options, start)
+        if place.backbone_weights:
             options.update(pretrained_backbone=False, backbone_weights=place.backbone_weights)
         return options
 

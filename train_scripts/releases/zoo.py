@@ -1,4 +1,5 @@
 """The rows of hub_cards/zoo.yaml."""
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional
 
@@ -60,7 +61,7 @@ class Row(BaseModel):
         model, _, tag = self.name.partition('.')
         return default_repo(model, tag)
 
-    @property
+    @cached_property
     def backbone(self) -> str:
         """The plain timm model that it is compared with."""
         args = {k: v for k, v in self.options.items() if k == 'backbone'}

@@ -106,28 +106,29 @@ def create_dataset(
         raise InputError(f"`data={data}` is not one of {', '.join(SOURCES)}.")
     source = SOURCES[name]
     known = [p for p in inspect.signature(source).parameters if p != 'request']
-    options = {}
+    options, share = {}, None
     for pair in filter(None, query.split('&')):
         key, sep, value = pair.partition('=')
-        holds_out = key == 'val' and _is_number(value)
-        if not sep or not (key in known or holds_out):
+        if key == 'val' and _is_number(value):
+            share = float(value)
+            continue
+        if not sep or key not in known:
             raise InputError(
                 f"`data={data}`: '{pair}' is not an option of {name}, which has:"
                 f" {', '.join([*known, 'val=SHARE'])}.")
         options[key] = value
-    share = options.pop('val') if _is_number(options.get('val')) else None
-    request = Request(Path(data_dir), where, 'train' if share else split, class_names, held_out=bool(share))
-    dataset = source(request, **options)
-    if share:
-        dataset = _held_out(dataset, split, data, float(share))
+    held_out = share is not None
+    dataset = source(Request(Path(data_dir), where, 'train' if held_out else split, class_names, held_out), **options)
+    if held_out:
+        dataset = _held_out(dataset, split, data, share)
     dataset.transform = transform
     return dataset
 
 
-def _is_number(text: Optional[str]) -> bool:
+def _is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
-    except (TypeError, ValueError):
+    except ValueError:
         return False
 
 
