@@ -20,5 +20,5 @@ def test_scales_need_no_size_of_images_without_boxes(tmp_path):
         Image.new('RGB', (20, 10)).save(tmp_path / f'{name}.png')
     with_box = Sample('b.png', (1,), [(0, 0, 5, 10)], [1])
     for first, scales in ((Sample('a.png', ()), [None, 0.25]), (with_box, None)):
-        samples = [first, with_box._replace(size=(20, 10))]
+        samples = [first._replace(file='a.png'), with_box._replace(size=(20, 10))]
         assert describe(MultiLabelDataset.from_samples(tmp_path, samples, ['x', 'y'])).scales == scales

@@ -2,7 +2,6 @@
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Callable, Iterable, List, Optional, Protocol, Sequence, Tuple, Union
 
@@ -16,6 +15,7 @@ from timm_fan.files import printable
 
 from .images import UNREADABLE, load_image
 from .packed import UNKNOWN, Boxes, PackedStrings, Sample, SparseLabels
+from .paths import ImageFinder, find_files
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +28,12 @@ class Images(Protocol):
     def name(self, index: int) -> str:
         """Name of an image in messages: its path, or archive and member."""
 
+    def key(self, index: int) -> str:
+        """Name of an image within the data set, wherever that lies."""
+
+    def size(self, index: int) -> int:
+        """Number of bytes. Raises OSError."""
+
     def read(self, index: int) -> bytes:
         """The encoded image. Raises OSError."""
 
@@ -36,20 +42,11 @@ class Images(Protocol):
 
 
 class ImageFiles:
-    """Images in files below a folder.
-
-    Raises:
-        InputError: A path leaves the folder.
-    """
+    """Image files, by their paths relative to a folder, or absolute."""
 
     def __init__(self, root: Union[str, Path], files: Iterable[str]):
         self.root = Path(root)
         self.files = PackedStrings(files)
-        top = os.path.join(os.path.abspath(root), '')
-        raise_problems(str(root), [
-            f"image '{printable(f)}' is outside of this folder (images= of a table names another one)"
-            for f in self.files
-            if ('..' in f or os.path.isabs(f)) and not os.path.normpath(os.path.join(top, f)).startswith(top)])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,24 +54,17 @@ class ImageFiles:
     def name(self, index: int) -> str:
         return str(self.root / self.files[index])
 
+    def key(self, index: int) -> str:
+        return self.files[index]
+
+    def size(self, index: int) -> int:
+        return (self.root / self.files[index]).stat().st_size
+
     def read(self, index: int) -> bytes:
         return (self.root / self.files[index]).read_bytes()
 
     def fingerprint(self) -> bytes:
         return self.files.content.tobytes()
-
-    def missing(self) -> List[int]:
-        """Indices of images whose file does not exist."""
-        # one listing per folder, because checking every file is slow on network drives
-        present, missing = {}, []
-        for i, file in enumerate(self.files):
-            folder, _, name = file.rpartition('/')
-            if folder not in present:
-                path = self.root / folder
-                present[folder] = {p.name for p in path.iterdir()} if path.is_dir() else set()
-            if name not in present[folder]:
-                missing.append(i)
-        return missing
 
 
 class SomeImages:
@@ -88,6 +78,12 @@ class SomeImages:
 
     def name(self, index: int) -> str:
         return self.images.name(self.indices[index])
+
+    def key(self, index: int) -> str:
+        return self.images.key(self.indices[index])
+
+    def size(self, index: int) -> int:
+        return self.images.size(self.indices[index])
 
     def read(self, index: int) -> bytes:
         return self.images.read(self.indices[index])
@@ -111,6 +107,7 @@ class MultiLabelDataset(Dataset):
     ignored by losses and metrics.
 
     Attributes:
+        groups: Name of the group of each image, such as a patient, which a division keeps together. By default none.
         transform: From PIL image to tensor, by default none.
         on_unreadable: Called with the name of an image that cannot be read and the error, once per process and image.
             By default it logs a warning.
@@ -132,34 +129,48 @@ class MultiLabelDataset(Dataset):
             raise ValueError(f'{len(images)} images, but labels for {len(labels)}.')
         self.images, self.labels, self.boxes = images, labels, boxes
         self.class_names = list(class_names)
+        self.groups: Optional[List[str]] = None
         self.transform: Optional[Callable] = None
         self.on_unreadable: Callable[[str, Exception], None] = warn_unreadable
         self._unreadable = set()
 
     @classmethod
     def from_samples(
-            cls, root: Union[str, Path], samples: Sequence[Sample], class_names: Sequence[str]) -> 'MultiLabelDataset':
+            cls,
+            root: Union[str, Path],
+            samples: Sequence[Sample],
+            class_names: Sequence[str],
+            folder: str = '',
+            places: Optional[Sequence[str]] = None,
+    ) -> 'MultiLabelDataset':
         """A data set of image files below `root`, where labels that a sample does not list are absent.
 
+        Args:
+            root: Folder of the data set.
+            samples: Its images.
+            class_names: Names in class order.
+            folder: Folder below `root` that the paths of the samples are relative to.
+            places: Where each sample is in its source, for messages.
+
         Raises:
-            InputError: There are no samples, or image files are missing.
+            InputError: There are no samples, or image files are missing or listed twice.
         """
         if not samples:
             raise InputError(f'{root}: the data set has no images.')
-        files = ImageFiles(root, (s.file for s in samples))
-        missing = files.missing()
-        if missing:
-            raise InputError(
-                f'{len(missing)} of {len(samples)} images are missing in {root}, the first:'
-                f' {printable(samples[missing[0]].file)}. Check `data_dir`, or complete the download.')
+        problems, hints = [], []
+        paths = [s.file for s in samples]
+        files = find_files(ImageFinder(root, folder), paths, places or paths, problems, hints)
+        raise_problems(f'{len(samples):,} images in {Path(root) / folder}', problems, hints=hints)
         labels = SparseLabels(((s.labels, (), s.unknown) for s in samples), len(class_names))
         boxes = Boxes(samples) if any(len(s.boxes) for s in samples) else None
-        return cls(files, labels, class_names, boxes)
+        return cls(ImageFiles(root, files), labels, class_names, boxes)
 
     def part(self, indices: Sequence[int]) -> 'MultiLabelDataset':
         """The data set of some of its images, in this order."""
         labels, boxes = self.labels.part(indices), self.boxes.part(indices) if self.boxes else None
-        return MultiLabelDataset(SomeImages(self.images, indices), labels, self.class_names, boxes)
+        dataset = MultiLabelDataset(SomeImages(self.images, indices), labels, self.class_names, boxes)
+        dataset.groups = None if self.groups is None else [self.groups[i] for i in indices]
+        return dataset
 
     def __len__(self) -> int:
         return len(self.images)

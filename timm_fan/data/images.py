@@ -52,17 +52,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == 'RGB' else image.convert('RGB')  # convert() always copies
 
 
+def image_files(folder: Path) -> List[Path]:
+    """Files below a folder with the extension of an image, sorted, without hidden ones (`._x.jpg` of macOS)."""
+    extensions = Image.registered_extensions()
+    return sorted(
+        file for file in folder.rglob('*')
+        if file.suffix.lower() in extensions and not file.name.startswith('.') and file.is_file())
+
+
 def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:
     """Image files among `paths`, where folders are searched for files with the extension of an image.
 
     Raises:
         InputError: A path does not exist, or a folder contains no image.
     """
-    extensions = Image.registered_extensions()
     files = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.rglob('*') if p.suffix.lower() in extensions)
+            found = image_files(path)
             if not found:
                 raise InputError(f'There is no image in {printable(path)}.')
             files += found

@@ -48,6 +48,22 @@ def describe(dataset: MultiLabelDataset) -> DatasetStatistics:
         scales=None if scales is None else [None if np.isnan(s) else float(s) for s in scales])
 
 
+def doubtful_labels(dataset: MultiLabelDataset) -> List[str]:
+    """What is probably a mistake in the labels of the training images: one line for each kind."""
+    spellings: Dict[str, List[str]] = defaultdict(list)
+    for name in dataset.class_names:
+        spellings[''.join(name.casefold().replace('_', ' ').replace('-', ' ').split())].append(name)
+    lines = []
+    similar = [names for names in spellings.values() if len(names) > 1]
+    if similar:
+        some = '; '.join(' = '.join(map(repr, names)) for names in similar[:5])
+        lines.append(f'{len(similar)} classes have names that only differ in case, blanks or hyphens: {some}')
+    once = [name for name, count in zip(dataset.class_names, dataset.labels.counts()[0]) if count == 1]
+    if once:
+        lines.append(f'{len(once)} classes are in one training image only: {", ".join(map(repr, once[:10]))}')
+    return lines
+
+
 def class_scales(dataset: MultiLabelDataset) -> Optional[np.ndarray]:
     """Mean share of the image that a box of each class covers, (num_classes,) in 0..1, NaN for a class without boxes.
 

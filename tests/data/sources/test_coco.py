@@ -78,7 +78,7 @@ def test_coco_mini_against_pycocotools(coco_mini):
     (lambda c: c.pop('categories'), ['categories']),
     (lambda c: c.pop('images'), ['images']),
     (lambda c: c['images'][0].pop('file_name'), ['file_name']),
-    (lambda c: c['annotations'][0].pop('bbox'), ['bbox']),
+    (lambda c: c['annotations'][0].update(bbox=['1', '2', '3', '4']), ['bbox', 'entry 0']),
 ])
 def test_bad_annotations_are_named(folder, change, words):
     edit(folder, change)
@@ -90,10 +90,10 @@ def test_bad_annotations_are_named(folder, change, words):
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda c: c['images'][1].update(id=c['images'][0]['id']), "several of 'images' have the id 1"),
-    (lambda c: c['categories'][1].update(id=c['categories'][0]['id']), "several of 'categories' have the id 3"),
+    (lambda c: c['images'][1].update(id=c['images'][0]['id']), "several of 'images' have the id '1'"),
+    (lambda c: c['categories'][1].update(id=c['categories'][0]['id']), "several of 'categories' have the id '3'"),
     (lambda c: c['categories'][1].update(name=c['categories'][0]['name']), "several of 'categories' have the name"),
-    (lambda c: c['images'][1].update(id='one'), "'images' have both numbers and strings as id"),
+    (lambda c: c['images'][1].update(id=str(c['images'][0]['id'])), "several of 'images' have the id '1'"),
 ])
 def test_merged_files_need_new_ids(coco_folder, tmp_path, change, words):
     root = shutil.copytree(coco_folder, tmp_path / 'coco')
@@ -120,10 +120,10 @@ def test_missing_files_are_named(folder):
         with pytest.raises(InputError, match=word):
             read_coco(root, split)
     (folder / 'train2014' / '5.jpg').unlink()
-    with pytest.raises(InputError, match='1 of 3 images.*5.jpg'):
+    with pytest.raises(InputError, match=r"(?s)3 images in .*image 5: no image file '5.jpg'"):
         read_coco(folder, 'train2014')
     shutil.rmtree(folder / 'train2014')
-    with pytest.raises(InputError, match='3 of 3 images'):
+    with pytest.raises(InputError, match=r'(?s)3 problems.*There is no folder .*train2014'):
         read_coco(folder, 'train2014')
     edit(folder, lambda c: c.update(images=[], annotations=[]))
     with pytest.raises(InputError, match='no image'):

@@ -111,14 +111,18 @@ def test_tables_of_other_classes_than_the_models_are_named(tmp_path):
     (tmp_path / 'val.csv').write_text('image,cat,dog\n0.jpg,1,0\n')
     with pytest.raises(InputError, match='1 of 3 classes, the first: horse'):
         create_dataset('table', tmp_path, 'val', class_names=['cat', 'dog', 'horse'])
+    (tmp_path / 'labels.csv').write_text('image,cat,dog\n0.jpg,1,0\n')
     for data, word in (('table:labels.csv', 'split'), ('table:{split}.xlsx', 'val.xlsx')):
         with pytest.raises(InputError, match=word):
             create_dataset(data, tmp_path, 'val')
 
 
-def test_a_table_cannot_name_files_elsewhere(tmp_path):
+def test_relative_paths_do_not_leave_the_folder(tmp_path):
     (tmp_path / 'data').mkdir()
-    for path in ('/etc/passwd', '../secret.jpg', 'a/../../secret.jpg', str(tmp_path / 'data2' / 'x.jpg')):
+    write_images(tmp_path, 1)
+    for path in ('../0.jpg', 'a/../../0.jpg', '..\\0.jpg'):
         (tmp_path / 'data' / 'train.csv').write_text(f'image,labels\n{path},cat\n')
-        with pytest.raises(InputError, match='outside'):
+        with pytest.raises(InputError, match='Paths outside of the folder'):
             create_dataset('table', tmp_path / 'data', 'train')
+    (tmp_path / 'data' / 'train.csv').write_text(f'image,labels\n{tmp_path}/0.jpg,cat\n')
+    assert create_dataset('table', tmp_path / 'data', 'train').load(0).size == (8, 6)

@@ -7,11 +7,10 @@ from timm_fan.errors import InputError
 
 from ..dataset import MultiLabelDataset
 from ..packed import SparseLabels
-from .labels import LABEL_COLUMNS, Labelled, index_labels
+from .cells import LABEL_KEYS, Row, read_labels
+from .labels import LABEL_COLUMNS, index_labels
 
 OBJECT_COLUMNS = ('objects', 'classes', 'categories')
-# keys of the entries of an objects column
-CATEGORY_KEYS = ('category', 'categories', 'label', 'labels', 'category_id')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
 
 
@@ -42,6 +41,12 @@ class ImageColumn:
     def name(self, index: int) -> str:
         path = (self.dataset[index][self.column] or {}).get('path')
         return f'row {index}' + (f' ({path})' if path else '')
+
+    def key(self, index: int) -> str:
+        return self.name(index)
+
+    def size(self, index: int) -> int:
+        return len(self.read(index))
 
     def fingerprint(self) -> bytes:
         return self.dataset._fingerprint.encode()
@@ -76,7 +81,7 @@ def _class_names(feature: Any) -> Optional[List[str]]:
     if getattr(feature, 'names', None):
         return list(feature.names)
     if isinstance(feature, dict):
-        inner = [feature[k] for k in CATEGORY_KEYS if k in feature]
+        inner = [feature[k] for k in LABEL_KEYS if k in feature]
     elif isinstance(feature, (list, tuple)):
         inner = list(feature)
     else:
@@ -84,17 +89,15 @@ def _class_names(feature: Any) -> Optional[List[str]]:
     return next((names for f in inner if f is not None for names in [_class_names(f)] if names), None)
 
 
-def _row_labels(value: Any) -> List[Any]:
-    if value is None:
-        return []
-    if isinstance(value, dict):
-        key = next((k for k in CATEGORY_KEYS if k in value), None)
-        if key is None:
-            raise KeyError(f'none of {", ".join(CATEGORY_KEYS)}')
-        value = value[key]
-    if not isinstance(value, (list, tuple)):
-        value = [value]
-    return [label for entry in value for label in (_row_labels(entry) if isinstance(entry, dict) else [entry])]
+def _has_dicts(feature: Any) -> bool:
+    """Whether the cells of a column are objects."""
+    while hasattr(feature, 'feature'):
+        feature = feature.feature
+    return isinstance(feature, dict) or isinstance(feature, (list, tuple)) and any(map(_has_dicts, feature))
+
+
+def _name(label: Any, names: Sequence[str]) -> Any:
+    return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
 
 
 def _choose_split(name: str, opened: Any, split: str) -> Any:
@@ -135,6 +138,7 @@ def read_hf_dataset(
         config: Optional[str] = None,
         image: Optional[str] = None,
         labels: Optional[str] = None,
+        sep: Optional[str] = None,
 ) -> MultiLabelDataset:
     """Read one split of a `datasets` data set with an image column and a column of labels or objects.
 
@@ -146,7 +150,8 @@ def read_hf_dataset(
         config: Configuration of a data set that has several.
         image: Image column, by default the first one with images.
         labels: Column with a list of names or class indices, or with objects (dicts with a category), by default the
-            first one that is in `LABEL_COLUMNS` or `OBJECT_COLUMNS`.
+            first one that is in `LABEL_COLUMNS` or `OBJECT_COLUMNS`. Its cells are read as `cells.read_labels` does.
+        sep: Separator of labels in a text, by default the one of | ; , tab and line break that occurs.
 
     Raises:
         InputError: The data set cannot be opened, or lacks the split or a column.
@@ -156,20 +161,14 @@ def read_hf_dataset(
     image, labels = _choose_columns(name, opened.features or {}, image, labels)
     own_names = _class_names(opened.features[labels])
     opened = opened.cast_column(image, datasets.Image(decode=False))
-    rows, problems = [], []
-    for i, row in enumerate(opened.select_columns([labels])):
-        try:
-            present = _row_labels(row[labels])
-        except KeyError as error:
-            problems.append(f"row {i}: '{labels}' has {error.args[0]}")
-            continue
-        if own_names and class_names is not None:
-            # by name, because the model may have another order
-            present = [
-                own_names[label] if isinstance(label, int) and 0 <= label < len(own_names) else label
-                for label in present]
-        rows.append(Labelled(f'row {i}', present))
-    names, indexed = index_labels(f'hub:{name}', rows, class_names or own_names, problems)
+    source, problems = f'hub:{name}', []
+    rows = [Row(f'row {i}', (row[labels],)) for i, row in enumerate(opened.select_columns([labels]))]
+    objects = _has_dicts(opened.features[labels])
+    labelled, class_names = read_labels(
+        source, rows, class_names, problems, sep, as_indices=bool(own_names) or objects)
+    if own_names and class_names is not None:  # by name, because the model may have another order
+        labelled = [row._replace(present=[_name(label, own_names) for label in row.present]) for row in labelled]
+    names, indexed = index_labels(source, labelled, class_names or own_names, problems)
     folders = [data_dir, _local(name, Path(data_dir)), datasets.config.HF_CACHE_HOME]
     images = ImageColumn(opened, image, [os.path.abspath(f) for f in folders if f])
     return MultiLabelDataset(images, SparseLabels(indexed, len(names)), names)

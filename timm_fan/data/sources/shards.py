@@ -18,7 +18,8 @@ from timm_fan.processes import ignore_signals
 from ..dataset import MultiLabelDataset
 from ..images import UNREADABLE
 from ..packed import Boxes, PackedStrings, Sample, SparseLabels
-from .labels import Labelled, index_labels, read_class_names, value_of_unlisted
+from .cells import Row, read_labels
+from .labels import index_labels, read_class_names, value_of_unlisted
 
 IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'ppm', 'tif', 'tiff')
 
@@ -48,6 +49,12 @@ class TarImages:
     def name(self, index: int) -> str:
         return f'{self.shards[self.positions[index, 0]]}/{self.names[index]}'
 
+    def key(self, index: int) -> str:
+        return f'{Path(self.shards[self.positions[index, 0]]).name}/{self.names[index]}'
+
+    def size(self, index: int) -> int:
+        return int(self.positions[index, 2])
+
     def fingerprint(self) -> bytes:
         return self.names.content.tobytes() + self.positions.tobytes()
 
@@ -58,19 +65,30 @@ class TarImages:
             return file.read(size)
 
 
+def _is_meta(name: str) -> bool:
+    """Whether a member is no part of a sample: files of macOS (`._x`, `.DS_Store`), or an index (`__index__.json`)."""
+    return name.rpartition('/')[2].startswith(('.', '__'))
+
+
 def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
     """Key -> suffix -> position of the members of one shard, in their order."""
     samples = {}
     size = Path(shard).stat().st_size
+    with open(shard, 'rb') as file:
+        if file.read(2) in (b'\x1f\x8b', b'BZ', b'\xfd7', b'(\xb5'):
+            raise tarfile.ReadError('the shard is compressed, and its images could not be read by position: unpack it')
     with tarfile.open(shard, 'r:') as archive:
         for member in archive:
-            if not member.isfile():
+            if not member.isfile() or _is_meta(member.name):
                 continue
             if member.offset_data + member.size > size:
                 raise tarfile.ReadError(f'member {member.name} is cut off')
             folder, slash, base = member.name.rpartition('/')
             key, _, suffix = base.partition('.')
-            samples.setdefault(folder + slash + key, {})[suffix.lower()] = member.offset_data, member.size
+            sample = samples.setdefault(folder + slash + key, {})
+            if suffix.lower() in sample:
+                raise tarfile.ReadError(f'member {member.name} is there twice')
+            sample[suffix.lower()] = member.offset_data, member.size
         end = archive.offset
     with open(shard, 'rb') as file:
         file.seek(end)
@@ -80,13 +98,11 @@ def _scan(shard: str) -> Dict[str, Dict[str, Tuple[int, int]]]:
     return samples
 
 
-def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Sequence[Any], ...], Sample]:
-    """Labels of an image, and a Sample with its objects, from the member next to it."""
+def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Any, ...], Sample]:
+    """Cells of labels of an image, and a Sample with its objects, from the member next to it."""
     if suffix == 'json':
         entry = json.loads(content)
-        groups = entry['labels'], entry.get('absent', []), entry.get('unknown', [])
-        if not all(isinstance(group, list) for group in groups):
-            raise ValueError(f'labels, absent and unknown must be lists, got {groups!r:.80}')
+        groups = entry['labels'], entry.get('absent'), entry.get('unknown')
         boxes, box_labels = np.asarray(entry.get('boxes', ()), float).reshape(-1, 4), entry.get('box_labels', ())
         if len(boxes) != len(box_labels) or not all(isinstance(i, int) for i in box_labels):
             raise ValueError(f'box_labels must have a class index for each of {len(boxes)} boxes, got {box_labels}')
@@ -100,7 +116,7 @@ def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Sequence[Any], ...], Samp
     text = content.decode('utf-8-sig')
     if suffix == 'cls':
         return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],), Sample('', ())
-    return ([line.strip() for line in text.splitlines()],), Sample('', ())
+    return (text.splitlines(),), Sample('', ())
 
 
 def _samples(shard: str, problems: List[str]) -> Iterator[Tuple[str, str, Tuple[int, int], Sequence[Any], Sample]]:
@@ -128,10 +144,11 @@ def _samples(shard: str, problems: List[str]) -> Iterator[Tuple[str, str, Tuple[
 
 
 def read_shards(
-        pattern: str, class_names: Optional[Sequence[str]] = None, unlisted: str = 'absent') -> MultiLabelDataset:
+        pattern: str, class_names: Optional[Sequence[str]] = None, unlisted: str = 'absent',
+        sep: Optional[str] = None) -> MultiLabelDataset:
     """Read WebDataset shards: KEY.jpg (or another image format), and KEY.json, KEY.cls or KEY.txt.
 
-    The JSON has `labels`, and optionally `absent` and `unknown`, as lists of names or class indices, and for objects
+    The JSON has `labels`, and optionally `absent` and `unknown`, as `cells.read_labels` reads them, and for objects
     `boxes` (x, y, width, height in pixels), `box_labels` (class indices) and `size` (width, height of the image), as
     `write_shards` writes them. .cls has class indices, .txt one name per line. Shards are scanned once at the start,
     only headers and labels. Images are then read by position, so that an epoch is shuffled as a whole and repeats no
@@ -142,6 +159,7 @@ def read_shards(
         class_names: Names in class order, by default those in `classes.txt` next to the shards, otherwise those that
             occur.
         unlisted: Meaning of labels that a sample does not list, 'absent' or 'unknown' (Open Images).
+        sep: Separator of labels in a text, by default the one of | ; , tab and line break that occurs.
 
     Raises:
         InputError: A shard is missing or damaged. Samples without an image or labels are reported together.
@@ -159,12 +177,13 @@ def read_shards(
     members, rows, objects, problems = [], [], [], []
     for number, shard in enumerate(shards):
         for key, image, position, groups, found_objects in _samples(shard, problems):
-            rows.append(Labelled(f'{shard}: {key}', *([x for x in group if x != ''] for group in groups)))
+            rows.append(Row(f'{shard}: {key}', groups))
             objects.append(found_objects)
             members.append((number, f'{key}.{image}', *position))
     if not rows:
         raise_problems(pattern, problems)
-    names, indexed = index_labels(pattern, rows, class_names, problems)
+    labelled, class_names = read_labels(pattern, rows, class_names, problems, sep)
+    names, indexed = index_labels(pattern, labelled, class_names, problems)
     raise_problems(pattern, [
         f'{row.where}: box_labels has an index beyond the {len(names)} classes' for row, o in zip(rows, objects)
         if any(not 0 <= i < len(names) for i in o.box_labels)])

@@ -1,101 +1,33 @@
-"""Tables: CSV, TSV, JSON lines or Parquet with an image path and labels in each row."""
-import csv
-import json
-from collections import Counter
+"""Tables with an image path and labels in each row."""
 from pathlib import Path
-from typing import Any, Container, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from timm_fan.errors import InputError, raise_problems
-from timm_fan.files import printable
 
 from ..dataset import ImageFiles, MultiLabelDataset
 from ..packed import SparseLabels
-from .labels import LABEL_COLUMNS, Labelled, index_labels, value_of_unlisted
+from ..paths import ImageFinder, find_files
+from .cells import Row, read_labels
+from .labels import LABEL_COLUMNS, Labelled, clean_names, index_labels, value_of_unlisted
+from .request import Request, match_split
+from .table_files import Line, TableFile, find_column, is_empty, read_file
 
-IMAGE_COLUMNS = ('image', 'file', 'file_name', 'filename', 'path', 'image_path')
+# in lower case
+IMAGE_COLUMNS = (
+    'image', 'file', 'file_name', 'filename', 'path', 'image_path', 'filepath', 'image_file', 'image_name', 'img',
+    'image index')
 # columns that are never classes
-OTHER_COLUMNS = ('id', 'split', 'width', 'height')
-JSON_LINES = ('.jsonl', '.ndjson')
-VALUES = {'1': 1, '0': 0, '-1': -1, '': -1}
-
-# place in the file, for messages, and cells by column
-Line = Tuple[str, Dict[str, Any]]
+OTHER_COLUMNS = ('id', 'index', 'split', 'group', 'width', 'height')
+VALUES = {'1': 1, '0': 0, '-1': -1, 'true': 1, 'false': 0, '': -1}
 
 
-def _csv_rows(file: Path, delimiter: str, problems: List[str]) -> Iterator[Line]:
-    with open(file, newline='', encoding='utf-8-sig') as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        repeated = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
-        if repeated:
-            raise InputError(f'{file} has several columns named {repeated[0]!r}.')
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                problems.append(f'line {reader.line_num}: {error}')
-                continue
-            where = f'line {reader.line_num}'
-            if None in row or None in row.values():
-                cells = sum(v is not None for k, v in row.items() if k is not None) + len(row.get(None, ()))
-                problems.append(f'{where}: {cells} cells, but the header has {len(reader.fieldnames)}')
-            else:
-                yield where, row
-
-
-def _json_rows(file: Path, problems: List[str]) -> Iterator[Line]:
-    with open(file, encoding='utf-8-sig') as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except json.JSONDecodeError as error:
-                problems.append(f'line {number}: not JSON ({error})')
-                continue
-            if isinstance(row, dict):
-                yield f'line {number}', row
-            elif line.strip():
-                problems.append(f'line {number}: not a JSON object')
-
-
-def _parquet_rows(file: Path) -> Iterator[Line]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise InputError('Parquet requires pyarrow: pip install "timm-fan[data]".') from error
-    try:
-        rows = [row for batch in parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist()]
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f'{file} is not a Parquet file, or is damaged ({error}).') from error
-    for number, row in enumerate(rows, 1):
-        yield f'row {number}', row
-
-
-def _read_lines(file: Path, problems: List[str]) -> List[Line]:
-    """The lines that can be read. The others are added to `problems`."""
-    kind = file.suffix.lower()
-    try:
-        if kind in ('.csv', '.tsv'):
-            return list(_csv_rows(file, '\t' if kind == '.tsv' else ',', problems))
-        if kind in JSON_LINES:
-            return list(_json_rows(file, problems))
-        if kind == '.parquet':
-            return list(_parquet_rows(file))
-    except UnicodeDecodeError as error:
-        raise InputError(f'{file} is not UTF-8 text ({error}).') from error
-    raise InputError(
-        f'{file}: a table is a .csv, .tsv, .jsonl or .parquet file, not {kind or "one without extension"}.')
-
-
-def _column(
-        columns: Sequence[str], wanted: Optional[str], known: Sequence[str], file: Path, what: str) -> Optional[str]:
-    """The wanted column, otherwise the first known one that the table has."""
-    if wanted is not None:
-        if wanted not in columns:
-            raise InputError(f"{file} has no column '{wanted}' ({what}=). It has: {', '.join(columns)}.")
-        return wanted
-    return next((c for c in known if c in columns), None)
+def _value(cell: Any) -> Optional[int]:
+    """1 present, 0 absent, -1 unknown, None for a cell that is none of them."""
+    if is_empty(cell):
+        return -1
+    text = str(cell).strip().lower()
+    integer, point, fraction = text.partition('.')
+    return VALUES.get(integer if point and not fraction.strip('0') else text)
 
 
 class _Columns(NamedTuple):
@@ -109,75 +41,132 @@ class _Columns(NamedTuple):
     class_names: Optional[Sequence[str]]
 
 
+def _wanted_column(table: TableFile, wanted: str, file: Path, option: str) -> str:
+    if wanted in table.columns:
+        return wanted
+    found = find_column(table.columns, [wanted.lower()])
+    if found is None:
+        raise InputError(f"{file} has no column '{wanted}' ({option}=). It has: {', '.join(table.columns)}.")
+    return found
+
+
+def _is_class(table: TableFile, column: str) -> bool:
+    """Whether the cells of a column are mostly 1, 0, -1 or empty."""
+    cells = [row.get(column) for _, row in table.lines]
+    cells = [cell for cell in cells if not is_empty(cell)]
+    return bool(cells) and sum(_value(cell) is not None for cell in cells) * 2 > len(cells)
+
+
+def _label_column(table: TableFile) -> Optional[str]:
+    """The column of label lists. One that has a known name but only holds 0 and 1 is a class."""
+    columns = list(table.columns)
+    while True:
+        column = find_column(columns, LABEL_COLUMNS)
+        if column is None:
+            return None
+        if any(_value(row.get(column)) is None for _, row in table.lines):
+            return column
+        columns.remove(column)
+
+
 def _find_columns(
-        file: Path, columns: Sequence[str], image: Optional[str], labels: Optional[str],
-        class_names: Optional[Sequence[str]]) -> _Columns:
-    image = _column(columns, image, IMAGE_COLUMNS, file, 'image')
+        file: Path, table: TableFile, image: Optional[str], labels: Optional[str],
+        class_names: Optional[Sequence[str]], others: Sequence[str]) -> _Columns:
+    """The meaning of the columns. `others` are neither images nor labels."""
+    image = _wanted_column(table, image, file, 'image') if image else find_column(table.columns, IMAGE_COLUMNS)
     if image is None:
         raise InputError(
             f'{file} has no column for the image: one of {", ".join(IMAGE_COLUMNS)}, or the one that image= names. It'
-            f' has: {", ".join(columns)}.')
-    labels = _column(columns, labels, LABEL_COLUMNS, file, 'labels')
+            f' has: {", ".join(table.columns)}.')
+    labels = _wanted_column(table, labels, file, 'labels') if labels else _label_column(table)
     if labels is not None:
-        return _Columns(image, (labels, 'absent', 'unknown'), class_names)
+        more = (find_column(table.columns, [name]) or name for name in ('absent', 'unknown'))
+        return _Columns(image, (labels, *more), class_names)
+    rest = [c for c in table.columns if c != image and c not in others and c.lower() not in OTHER_COLUMNS]
     if class_names is None:
-        class_names = [c for c in columns if c != image and c not in OTHER_COLUMNS]
-    lacking = [c for c in class_names if c not in columns]
+        class_names = clean_names(str(file), _class_columns(file, table, rest))
+    lacking = [c for c in class_names if c not in table.columns]
     if lacking:
+        folded = {c.lower(): c for c in table.columns}
+        similar = folded.get(lacking[0].lower())
         raise InputError(
-            f'{file} has no column for {len(lacking)} of {len(class_names)} classes, the first: {lacking[0]}.')
+            f'{file} has no column for {len(lacking)} of {len(class_names)} classes, the first: {lacking[0]}'
+            + (f" (column '{similar}' differs in case)." if similar else '.'))
     return _Columns(image, None, class_names)
 
 
-def _separator(texts: Sequence[Any]) -> str:
-    return next((s for s in '|;,' if any(isinstance(t, str) and s in t for t in texts)), ' ')
+def _class_columns(file: Path, table: TableFile, columns: Sequence[str]) -> List[str]:
+    """The columns that are classes.
+
+    Raises:
+        InputError: There is none, or a column is none.
+    """
+    columns = [c for c in columns if not all(is_empty(row.get(c)) for _, row in table.lines)]
+    classes = [c for c in columns if _is_class(table, c)]
+    foreign = [c for c in columns if c not in classes]
+    if foreign and classes:
+        cells = ((where, row.get(foreign[0])) for where, row in table.lines)
+        where, cell = next((where, cell) for where, cell in cells if _value(cell) is None)
+        raise InputError(
+            f"{file}: columns that are no classes, because they hold other values than 1, 0, -1 or nothing:"
+            f" {', '.join(foreign[:10])}{', ...' if len(foreign) > 10 else ''} ({where}: {cell!r:.40}). Name the"
+            f" classes, as classes=FILE with one name per line or classes={classes[0]},...")
+    if not classes:
+        raise InputError(
+            f'{file} has no column of labels: one of {", ".join(LABEL_COLUMNS)}, the one that labels= names, or a'
+            f' column of 1 and 0 for each class. It has: {", ".join(table.columns)}.')
+    return classes
 
 
-def _split(value: Any, separator: str, names: Container[str]) -> List[Any]:
-    if value is None:
-        return []
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if isinstance(value, (dict, bool)):
-        return [value]
-    text = str(value).strip()
-    # a separator may only occur in the other split, and this one may have names of several words
-    return [text] if text in names else [part.strip() for part in text.split(separator) if part.strip()]
-
-
-def _by_columns(where: str, row: Dict[str, Any], class_names: Sequence[str], problems: List[str]) -> List[List[str]]:
-    """Present, absent and unknown labels of a row with a column for each class. Unlisted ones are absent."""
-    groups = [[], [], []]
+def _by_columns(where: str, row: Dict[str, Any], class_names: Sequence[str], problems: List[str]) -> Labelled:
+    """Present, absent and unknown labels of a row with a column for each class."""
+    groups = {1: [], 0: [], -1: []}
     for name in class_names:
-        cell = row.get(name)
-        value = VALUES.get('' if cell is None else str(cell).strip().removesuffix('.0'))
+        value = _value(row.get(name))
         if value is None:
-            problems.append(f"{where}: '{cell}' in column {name} is not 1, 0, -1 or empty")
-        elif value:
-            groups[0 if value == 1 else 2].append(name)
-    return groups
-
-
-def _label_images(
-        lines: Sequence[Line], columns: _Columns, sep: Optional[str], problems: List[str],
-) -> Tuple[List[str], List[Labelled]]:
-    """Paths and labels of the images. Lines without an image, or with a repeated one, are added to `problems`."""
-    if columns.labels and not sep:
-        sep = _separator([row.get(column) for _, row in lines for column in columns.labels])
-    known = frozenset(columns.class_names or ())
-    first_line, labelled = {}, []
-    for where, row in lines:
-        path = row.get(columns.image)
-        if not path or not isinstance(path, str):
-            problems.append(f'{where}: no image' if not path else f'{where}: {path!r:.60} is not the path of an image')
-        elif path in first_line:
-            problems.append(f'{where}: image {printable(path)} is already on {first_line[path]}')
+            problems.append(f"{where}: '{row[name]}' ({type(row[name]).__name__}) in column '{name}' is not 1, 0, -1"
+                            ' or empty')
         else:
-            first_line[path] = where
-            labelled.append(Labelled(where, *(
-                [_split(row.get(column), sep, known) for column in columns.labels] if columns.labels
-                else _by_columns(where, row, columns.class_names, problems))))
-    return list(first_line), labelled
+            groups[value].append(name)
+    return Labelled(where, groups[1], (), groups[-1])  # unlisted ones are absent
+
+
+def _image_paths(lines: Sequence[Line], column: str, problems: List[str]) -> List[Line]:
+    """The lines that name an image. The others are added to `problems`."""
+    named = []
+    for where, row in lines:
+        path = row.get(column)
+        if is_empty(path):
+            problems.append(f'{where}: no image')
+        elif not isinstance(path, str) or '\x00' in path:
+            problems.append(f"{where}: '{path!r:.60}' ({type(path).__name__}) is not the path of an image")
+        else:
+            named.append((where, {**row, column: path.strip()}))
+    return named
+
+
+def _causes(lines: Sequence[Line], columns: _Columns) -> List[str]:
+    """Why no image of a table can be found."""
+    def has_images(column: str) -> bool:
+        cells = [row.get(column) for _, row in lines[:100]]
+        return any(isinstance(c, str) and c.lower().endswith(('.jpg', '.jpeg', '.png', '.webp')) for c in cells)
+
+    if columns.labels and not has_images(columns.image) and has_images(columns.labels[0]):
+        return [f"Are the columns '{columns.image}' and '{columns.labels[0]}' swapped?"]
+    return []
+
+
+def _chosen_lines(
+        file: Path, table: TableFile, request: Optional[Request], split: Optional[str]) -> Optional[List[int]]:
+    """The lines of the requested split by the column of splits, None for all."""
+    if request is None:
+        return None
+    column = _wanted_column(table, split, file, 'split') if split else find_column(table.columns, ['split'])
+    if column is None:
+        raise InputError(
+            f"{file} is the same for all splits, and has no column 'split'. Hold out a share of its images with"
+            ' ?val=0.2, name its column with split=, or write {split} in place of train and val.')
+    return match_split([row.get(column) for _, row in table.lines], request, f"{file}, column '{column}',")[1]
 
 
 def read_table(
@@ -188,21 +177,28 @@ def read_table(
         labels: Optional[str] = None,
         sep: Optional[str] = None,
         unlisted: str = 'absent',
+        group: Optional[str] = None,
+        split: Optional[str] = None,
+        request: Optional[Request] = None,
 ) -> MultiLabelDataset:
     """Read a table of image paths and labels.
 
-    Labels are in one column, as a list (JSON, Parquet) or a separated text, optionally with columns `absent` and
-    `unknown` of the same form; or each class has its own column with 1 present, 0 absent, -1 or empty unknown.
+    Labels are in one column (see `cells.read_labels`), optionally with columns `absent` and `unknown` of the same form;
+    or each class has its own column with 1 or True present, 0 or False absent, -1 or empty unknown. Names of columns
+    have no blanks around them and are found in any case. Columns without a name and lines without a cell are left out.
 
     Args:
-        file: .csv, .tsv, .jsonl or .parquet, the first two with a header.
+        file: .csv (separated by , ; | or tabs), .tsv, .json, .jsonl or .parquet, the first two with a header.
         class_names: Names in class order, by default those that occur, sorted, or the class columns in their order.
         images: Folder that paths are relative to, by default that of the table.
         image: Column of the path, by default the first one that is in `IMAGE_COLUMNS`.
-        labels: Column of the labels, by default the first one that is in `LABEL_COLUMNS`. Without one, all other
-            columns are classes, except id, split, width and height.
-        sep: Separator of labels in a text, by default the first of | ; , that occurs, or a space.
+        labels: Column of the labels, by default the first one that is in `LABEL_COLUMNS` and does not only hold 0 and
+            1. Without one, all other columns are classes, except `OTHER_COLUMNS`.
+        sep: Separator of labels in a text, by default the one of | ; , tab and line break that occurs.
         unlisted: Meaning of labels that a list does not contain, 'absent' or 'unknown' (Open Images).
+        group: Column of groups that a division into splits does not tear apart, such as patients.
+        split: Column of the split, by default 'split', if only a part is requested.
+        request: The part that is requested, by default all lines.
 
     Raises:
         InputError: The file cannot be read or lacks a column. Broken or repeated rows, unknown labels and missing
@@ -212,18 +208,30 @@ def read_table(
     if not file.is_file():
         raise InputError(f'No table {file}.')
     default = value_of_unlisted(unlisted)
-    problems = []
-    lines = _read_lines(file, problems)
-    if not lines:
+    problems, hints = [], []
+    table = read_file(file, (image.lower(),) if image else IMAGE_COLUMNS, problems)
+    if not table.lines:
         raise_problems(str(file), problems)
         raise InputError(f'{file} has no rows.')
-    # JSON objects may omit keys
-    headers = [row for _, row in lines] if file.suffix.lower() in JSON_LINES else [lines[0][1]]
-    names = list(dict.fromkeys(name for row in headers for name in row))
-    columns = _find_columns(file, names, image, labels, class_names)
-    paths, rows = _label_images(lines, columns, sep, problems)
-    files = ImageFiles(images or file.parent, paths)
-    problems += [f'{rows[i].where}: no image file {printable(files.name(i))}' for i in files.missing()]
-    class_names, indexed = index_labels(str(file), rows, columns.class_names, problems)
-    labels = SparseLabels(indexed, len(class_names), default if columns.labels else 0.)
-    return MultiLabelDataset(files, labels, class_names)
+    group = _wanted_column(table, group, file, 'group') if group else None
+    columns = _find_columns(file, table, image, labels, class_names, [c for c in (group, split) if c])
+    lines = _image_paths(table.lines, columns.image, problems)
+    places = [where for where, _ in lines]
+    files = find_files(
+        ImageFinder(images or file.parent), [row[columns.image] for _, row in lines], places, problems, hints)
+    if columns.labels:
+        rows = [Row(where, tuple(row.get(column) for column in columns.labels)) for where, row in lines]
+        labelled, class_names = read_labels(str(file), rows, columns.class_names, problems, sep)
+    else:
+        labelled = [_by_columns(where, row, columns.class_names, problems) for where, row in lines]
+        class_names = columns.class_names
+    if problems:
+        hints = [*_causes(lines, columns), *hints]
+    class_names, indexed = index_labels(str(file), labelled, class_names, problems, hints)
+    dataset = MultiLabelDataset(
+        ImageFiles(images or file.parent, files), SparseLabels(indexed, len(class_names), default if columns.labels
+        else 0.), class_names)
+    if group:
+        dataset.groups = [str(row.get(group) or '') for _, row in lines]
+    chosen = _chosen_lines(file, TableFile(table.columns, lines), request, split)
+    return dataset if chosen is None else dataset.part(chosen)

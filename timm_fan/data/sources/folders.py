@@ -1,0 +1,90 @@
+"""Folders of images: with a text file of labels for each, or a folder for each class."""
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Union
+
+from timm_fan.errors import InputError, raise_problems
+
+from ..dataset import ImageFiles, MultiLabelDataset
+from ..images import image_files
+from ..packed import SparseLabels
+from .cells import Row, read_labels
+from .labels import Labelled, clean_names, index_labels
+from .splits import content_keys
+
+
+def _images_in(folder: Path) -> List[str]:
+    if not folder.is_dir():
+        raise InputError(f'No folder {folder}.')
+    files = [file.relative_to(folder).as_posix() for file in image_files(folder)]
+    if not files:
+        raise InputError(f'There is no image in {folder}.')
+    return files
+
+
+def read_label_files(
+        folder: Union[str, Path], class_names: Optional[Sequence[str]] = None,
+        sep: Optional[str] = None) -> MultiLabelDataset:
+    """Read a folder of images with a text file of labels for each: `photo.jpg` and `photo.txt`.
+
+    A text file has one label per line, or several on one line, separated as in a table. An empty one has no label.
+
+    Args:
+        folder: The folder, which is searched with its subfolders.
+        class_names: Names in class order, by default those that occur, sorted.
+        sep: Separator of labels on a line, by default the one of | ; , and tab that occurs.
+
+    Raises:
+        InputError: There is no image, a text file is missing or not UTF-8, or a label is no class.
+    """
+    folder = Path(folder)
+    files, rows, problems = _images_in(folder), [], []
+    for file in files:
+        text_file = (folder / file).with_suffix('.txt')
+        try:
+            text = text_file.read_text(encoding='utf-8-sig').strip()
+        except FileNotFoundError:
+            problems.append(f"{file}: no file '{text_file.name}' with its labels, which may be empty")
+            continue
+        except UnicodeDecodeError:
+            problems.append(f"{file}: '{text_file.name}' is not UTF-8 text")
+            continue
+        lines = text.splitlines()
+        rows.append(Row(text_file.name, (lines if len(lines) > 1 else text,)))
+    raise_problems(str(folder), problems)
+    labelled, class_names = read_labels(str(folder), rows, class_names, problems, sep)
+    class_names, indexed = index_labels(str(folder), labelled, class_names, problems)
+    return MultiLabelDataset(ImageFiles(folder, files), SparseLabels(indexed, len(class_names)), class_names)
+
+
+def read_class_folders(
+        folder: Union[str, Path], class_names: Optional[Sequence[str]] = None) -> MultiLabelDataset:
+    """Read a folder with a folder for each class, as torchvision's ImageFolder does.
+
+    An image that is in the folders of several classes, as a link or as a copy, is one image with several labels.
+
+    Args:
+        folder: The folder.
+        class_names: Names in class order, by default those of the folders, sorted.
+
+    Raises:
+        InputError: There is no image, or a folder is no class.
+    """
+    folder = Path(folder)
+    files = [file for file in _images_in(folder) if '/' in file]
+    if not files:
+        raise InputError(f'{folder} has no folder of a class with images.')
+    names = sorted({file.partition('/')[0] for file in files})
+    same: Dict[str, List[str]] = defaultdict(list)
+    for file in files:
+        same[os.path.realpath(folder / file)].append(file)
+    groups = list(same.values())
+    merged: Dict[str, List[str]] = defaultdict(list)
+    for key, group in zip(content_keys(ImageFiles(folder, [group[0] for group in groups])), groups):
+        merged[key] += group
+    images = [group[0] for group in merged.values()]
+    labelled = [Labelled(group[0], [file.partition('/')[0].strip() for file in group]) for group in merged.values()]
+    class_names = class_names or clean_names(str(folder), names)
+    class_names, indexed = index_labels(str(folder), labelled, class_names)
+    return MultiLabelDataset(ImageFiles(folder, images), SparseLabels(indexed, len(class_names)), class_names)
