@@ -94,6 +94,7 @@ def plot_curves(history: Sequence[Dict[str, float]], file: Path) -> None:
             right.plot([row['epoch'] for row in validated], values, marker='.', label=key)
         right.set(xlabel='epoch', ylabel='%', title='Validation', ylim=(0, 100))
         for axis in (left, right):
+            axis.set_xlim(history[0]['epoch'] - 0.5, history[-1]['epoch'] + 0.5)  # whole numbers also for one epoch
             axis.locator_params('x', integer=True)
             axis.grid(alpha=0.3)
             axis.legend()
@@ -128,6 +129,8 @@ def plot_per_class(scores: MultiLabelScores, file: Path) -> None:
             ScalarMappable(norm, colors), ax=axis, label='images of the class', fraction=0.03, shrink=0.5)
         if _is_wide(counts):
             _set_log_ticks(bar.ax.yaxis)
+        else:
+            bar.ax.locator_params('y', integer=True)
 
 
 def _curve(values: np.ndarray, truth: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
