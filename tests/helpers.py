@@ -1,16 +1,18 @@
 """What tests of several folders use: launchers of the programs, pictures, and writers of small data sets."""
+import contextlib
 import csv
 import importlib.util
 import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import datasets
 import numpy as np
@@ -103,6 +105,26 @@ def run_killed(monkeypatch, epoch: int, *args) -> None:
 
     with pytest.raises(Killed):
         run_here(monkeypatch, 'train', *args, prepare=prepare)
+
+
+@contextlib.contextmanager
+def open_browser(width: int) -> Iterator[Any]:
+    """A Chromium of this width, as Selenium's driver, a phone below 600 pixels. Skips the test without Chromium."""
+    webdriver = pytest.importorskip('selenium.webdriver', reason='requires selenium')
+    chromedriver = shutil.which('chromedriver')
+    if not (chromedriver and shutil.which('chromium')):
+        pytest.skip("requires Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    for flag in ('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run',
+                 'disable-background-networking', 'disable-component-update', 'disable-sync'):
+        options.add_argument(f'--{flag}')
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(chromedriver))
+    try:
+        size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
+        yield driver
+    finally:
+        driver.quit()
 
 
 def history(run: Path) -> List[Dict[str, float]]:

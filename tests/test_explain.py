@@ -53,28 +53,52 @@ def test_maps_with_channels_last():
     assert torch.allclose(cam, wanted / wanted.max(), atol=1e-4)
 
 
-def test_attention_is_that_of_the_layer():
-    """Without the residual, the output of the CLN is its attention times g(p4)."""
+@pytest.fixture
+def cln_model():
+    """A FAN whose logits depend on the output of its CLN alone, and whose attention is not uniform."""
     torch.manual_seed(0)
     model = timm.create_model(
         'fan', backbone='test_resnet', embed_dim=16, num_classes=4, cln=True, cln_residual=False, joint=False,
         head='linear').eval()
-    torch.nn.init.normal_(model.cln.phi.weight)
-    torch.nn.init.normal_(model.cln.theta.weight)
+    for layer in (model.cln.phi, model.cln.theta, model.cln.g, model.head.fc):
+        torch.nn.init.normal_(layer.weight)
+    return model
+
+
+def test_attention_is_weighed_by_the_gradient_of_the_label(cln_model):
+    """The gradient of the attention by autograd, in the CLN as Eq. 5 has it."""
     image = torch.rand(3, 96, 64)
-    with torch.inference_mode():
-        p2, p3, p4 = model.frn(model.forward_maps(image[None]))
-        attention = model.cln.attention(p2, p3)
-        attended = (attention @ model.cln.g(p4).flatten(2).transpose(1, 2)).transpose(1, 2).view_as(p4)
-        torch.testing.assert_close(attended, model.cln(p2, p3, p4))
-        cam = (attended[0] * model.head.fc.weight[1][:, None, None]).sum(0).relu()
-        wanted = ((cam / cam.sum()).flatten() @ attention[0]).view(cam.shape)
-    (found,), logits = attention_maps(model, image, [1])
-    assert found.shape == (96, 64) and found.max() == 1 and logits.shape == (4,)
-    wanted = torch.nn.functional.interpolate(wanted[None, None], (96, 64), mode='bilinear')[0, 0]
-    torch.testing.assert_close(found, wanted / wanted.max())
+    image[:, 32:] = 0
+    with torch.no_grad():
+        p2, p3, p4 = cln_model.frn(cln_model.forward_maps(image[None]))
+        attention, values = cln_model.cln.attention(p2, p3), cln_model.cln.g(p4).flatten(2).transpose(1, 2)
+    attention.requires_grad_()
+    attended = (attention @ values).transpose(1, 2).view_as(p4)
+    torch.testing.assert_close(attended, cln_model.cln(p2, p3, p4))
+    logits = cln_model.forward_head(attended)[0]
+    found, found_logits = attention_maps(cln_model, image, [1, 3])
+    torch.testing.assert_close(found_logits, logits.detach())
+    assert found.amax((1, 2)).tolist() == [1, 1]
+    for index, cam in zip((1, 3), found):
+        gradient, = torch.autograd.grad(logits[index], attention, retain_graph=True)
+        wanted = (gradient * attention).relu().sum(1).view(1, 1, *p4.shape[2:]).detach()
+        wanted = torch.nn.functional.interpolate(wanted, (96, 64), mode='bilinear')[0, 0]
+        torch.testing.assert_close(cam, wanted / wanted.max())
+
+
+def test_labels_have_different_attention(cln_model):
+    """Also where each position attends to all others alike."""
+    torch.nn.init.zeros_(cln_model.cln.theta.weight)
+    image = torch.rand(3, 96, 64)
+    image[:, 32:] = 0
+    first, second = attention_maps(cln_model, image, [1, 3])[0]
+    assert first.max() == second.max() == 1 and (first - second).abs().max() > 0.5
+
+
+def test_attention_requires_a_cln():
+    model = timm.create_model('fan', backbone='test_resnet', cln=False).eval()
     with pytest.raises(InputError, match='Only a FAN with a CLN has attention to show, this model has none'):
-        attention_maps(timm.create_model('fan', backbone='test_resnet', cln=False).eval(), image, [1])
+        attention_maps(model, torch.rand(3, 96, 64), [1])
 
 
 def test_box_mask_counts_pixel_centres():

@@ -69,7 +69,11 @@ def activation_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int
 
 
 def attention_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int]) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What the positions with evidence for a class attend to in the CLN: its attention (Eq. 5), weighted by Grad-CAM.
+    """What the CLN brings from each position as evidence for a class: its attention times the gradient of the logit.
+
+    With the attention A (Eq. 5) of all positions i to a position j, the map at j is the sum over i of
+    (dlogit / dA_ij * A_ij)+, the relevance of https://arxiv.org/abs/2103.15679, Eq. 5. The attention alone would be the
+    same for all classes. What reaches the logits beside the CLN is not part of it.
 
     Args and returns as for `activation_maps`.
 
@@ -78,18 +82,26 @@ def attention_maps(model: nn.Module, image: torch.Tensor, classes: Sequence[int]
     """
     if not isinstance(model, FAN) or model.cln is None:
         raise InputError('Only a FAN with a CLN has attention to show, this model has none.')
-    inputs: List[Tuple[torch.Tensor, ...]] = []
-    handle = model.cln.register_forward_pre_hook(lambda _, tensors: inputs.append(tensors))
+    inputs: List[torch.Tensor] = []
+    handle = model.cln.register_forward_pre_hook(lambda _, tensors: inputs.extend(tensors))
     try:
         with torch.no_grad():
             features = model.forward_features(image[None])
-            attention = model.cln.attention(*inputs[0][:2])[0]  # (h*w, h*w), rows sum to 1
     finally:
         handle.remove()
-    cams, logits = _grad_cam(model, features, classes)
-    weights = cams.flatten(1)
-    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-    return _fit((weights @ attention).view_as(cams), image.shape[1:]), logits
+    p2, p3, p4 = inputs
+    with torch.no_grad():
+        attention = model.cln.attention(p2, p3)[0]  # (h*w, h*w), rows sum to 1
+        values = model.cln.g(p4)[0].flatten(1)  # (C4, h*w)
+    relevances = []
+    with torch.enable_grad():
+        features = features.detach().requires_grad_()
+        logits = model.forward_head(features)[0]
+        for index in classes:
+            gradient, = torch.autograd.grad(logits[index], features, retain_graph=True)
+            gradient = gradient[0, -len(values):].flatten(1)  # of the output of the CLN, the last channels
+            relevances.append(((gradient.T @ values) * attention).relu().sum(0).view(p4.shape[2:]))
+    return _fit(torch.stack(relevances), image.shape[1:]), logits.detach()
 
 
 def overlay(photo: Image.Image, cam: torch.Tensor, seen: Region) -> Image.Image:

@@ -2,7 +2,7 @@
 """Show where a model sees its labels, next to another model, and measure how well that matches the boxes.
 
     python train_scripts/explain.py photo.jpg                      # by the model that comes with timm_fan
-    python train_scripts/explain.py runs/scenes photo.jpg --output maps
+    python train_scripts/explain.py runs/scenes photo.jpg folder/ --output maps
     python train_scripts/explain.py runs/scenes photo.jpg --labels tree ball --maps attention
     python train_scripts/explain.py runs/fan --beside runs/backbone --data coco2014 --data-dir DIR --output maps
 
@@ -12,6 +12,7 @@ the energy in the boxes, in OUTPUT/localization.json.
 import argparse
 import itertools
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Dict, List, Optional, Set
@@ -36,7 +37,7 @@ from timm_fan.explain import activation_maps, attention_maps, localization, over
 from timm_fan.files import printable, write_text
 from timm_fan.models import BUNDLED
 from timm_fan.prediction import Predictor
-from timm_fan.report import percent, plot_maps
+from timm_fan.report import percent, plot_maps, short_name, some_names
 
 MAPS = {'activation': activation_maps, 'attention': attention_maps}
 
@@ -49,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--labels', nargs='+', metavar='NAME', help='labels to show (default: the most likely ones)')
     add('--topk', type=int, default=3, help='number of the most likely labels, by the first model (default: 3)')
     add('--maps', default='activation', choices=MAPS,
-        help='activation: Grad-CAM of the fused features; attention: what the CLN attends to for them'
+        help='activation: Grad-CAM of the fused features; attention: from where the CLN brings evidence for the label'
         ' (default: activation; always for the model of --beside)')
     add_data_arguments(parser, default=None, split=True)
     add('--num-images', type=int, default=8, help='pictures of the data set (default: %(default)s)')
@@ -71,7 +72,8 @@ class Explainer:
             check_class_names(self.first.names, predictor.names, 'other model')
         unknown = [name for name in args.labels or () if name not in self.first.names]
         if unknown:
-            raise InputError(f"`labels`: the model has no label '{unknown[0]}'. It has: {', '.join(self.first.names)}.")
+            known = some_names(self.first.names)
+            raise InputError(f"`labels`: the model has no label '{unknown[0]}'. It has: {known}.")
 
     def classes(self, photo: Image.Image) -> List[int]:
         """Class indices of the labels to show."""
@@ -87,7 +89,7 @@ class Explainer:
             cams, logits = self.maps[source](predictor.model, predictor.prepare([photo])[0], classes)
             seen, probabilities = predictor.crop(photo).box(*photo.size), logits.sigmoid().tolist()
             rows.append((printable(source), [
-                (f'{predictor.names[c]} {probabilities[c]:.2f}',
+                (f'{short_name(predictor.names[c])} {probabilities[c]:.2f}',
                  'red' if target is not None and target[c] == 0 else 'black', overlay(photo, cam, seen))
                 for c, cam in zip(classes, cams)]))
         plot_maps(photo, rows, file)
@@ -122,11 +124,14 @@ def explain_files(args: argparse.Namespace, explainer: Explainer, files: List[Pa
         try:
             photo = load_image(file)
         except UNREADABLE as error:
-            raise InputError(f'unreadable image {printable(file)}: {error}') from error
+            sys.stderr.write(f'unreadable image {printable(file)} ({error}), left out\n')
+            continue
         names = itertools.chain([file.stem], (f'{file.stem}-{n}' for n in itertools.count(2)))
         stem = next(name for name in names if name not in stems)
         stems.add(stem)
         explainer.picture(photo, None, args.output / f'{stem}.png')
+    if not stems:
+        raise InputError('No image could be read.')
 
 
 def main(args: argparse.Namespace) -> None:
@@ -139,6 +144,8 @@ def main(args: argparse.Namespace) -> None:
         raise InputError('`topk` and `num_images` must be at least 1.')
     check_device(args.device)
     files = find_images(images)
+    if args.output.resolve() in {file.resolve().parent for file in files}:
+        raise InputError(f'`output={args.output}` is the folder of the images. Choose another one.')
     explainer = Explainer(model, args)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.data:
@@ -146,7 +153,7 @@ def main(args: argparse.Namespace) -> None:
         explain_dataset(args, explainer, dataset)
     else:
         explain_files(args, explainer, files)
-    print(f'pictures in {args.output}')
+    print(f'pictures in {printable(args.output)}')
 
 
 if __name__ == '__main__':

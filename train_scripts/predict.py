@@ -4,13 +4,15 @@
     python train_scripts/predict.py photo.jpg                      # by the model that comes with timm_fan
     python train_scripts/predict.py runs/scenes photo.jpg folder/
     python train_scripts/predict.py hf-hub:REPO photo.jpg --format json
+    python train_scripts/predict.py runs/scenes/export/model.onnx photo.jpg     # on the CPU
 
-predict_onnx.py does the same for an exported model, without PyTorch.
+predict_onnx.py does the last without PyTorch.
 """
 import argparse
 import json
 import sys
 
+import predict_onnx
 from command_line import (
     add_device_argument,
     add_model_and_images,
@@ -45,9 +47,13 @@ def main(args: argparse.Namespace) -> None:
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise InputError(f'`threshold` must be between 0 and 1, got {args.threshold}.')
     check_device(args.device)
-    model, images = model_and_images(args)
+    is_onnx = bool(args.inputs) and args.inputs[0].lower().endswith('.onnx')
+    model, images = (args.inputs[0], args.inputs[1:]) if is_onnx else model_and_images(args)
     if not images:
         raise InputError('Give images, or folders of images.')
+    if is_onnx:
+        predict_onnx.predict(model, images, args.threshold, args.topk, args.format)
+        return
     files = find_images(images)
     predictor = Predictor.load(model, args.device)
     results = []

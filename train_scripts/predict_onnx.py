@@ -3,8 +3,9 @@
 
     python train_scripts/predict_onnx.py runs/scenes/export/model.onnx photo.jpg folder/
 
-It only requires onnxruntime, numpy and Pillow. Therefore it contains its own copies of what `timm_fan.data.images`,
-`timm_fan.data.transforms.eval_crop` and `timm_fan.files.printable` do: timm_fan itself imports PyTorch.
+predict.py uses it for ONNX files. It only requires onnxruntime, numpy and Pillow. Therefore it contains its own copies
+of what `timm_fan.data.images`, `timm_fan.data.transforms.eval_crop` and `timm_fan.files.printable` do: timm_fan itself
+imports PyTorch.
 """
 import argparse
 import json
@@ -12,7 +13,7 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import List, NoReturn
+from typing import List, NoReturn, Optional
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -133,13 +134,12 @@ class OnnxModel:
         return 1 / (1 + np.exp(-logits))
 
 
-def main() -> None:
-    for stream in (sys.stdout, sys.stderr):  # names may have characters that the terminal cannot show
-        stream.reconfigure(errors='backslashreplace')
-    args = parse_args()
-    files = find_images(args.images)
-    model = OnnxModel(args.model)
-    thresholds = model.thresholds if args.threshold is None else np.float32(args.threshold)
+def predict(
+        model_file: str, images: List[str], threshold: Optional[float], topk: Optional[int], kind: str) -> None:
+    """Print the labels of images, by the arguments of the command line."""
+    files = find_images(images)
+    model = OnnxModel(model_file)
+    thresholds = model.thresholds if threshold is None else np.float32(threshold)
     results = []
     for file in files:
         try:
@@ -150,16 +150,23 @@ def main() -> None:
         if np.isnan(probabilities).any():
             fail('The model gives NaN. Its weights are damaged.')
         order = (-probabilities).argsort(kind='stable')
-        order = order[:args.topk] if args.topk is not None else order[(probabilities > thresholds)[order]]
+        order = order[:topk] if topk is not None else order[(probabilities > thresholds)[order]]
         labels = [(model.names[i], float(probabilities[i])) for i in order]
         results.append(dict(
             file=str(file), labels=[dict(label=name, probability=round(p, 4)) for name, p in labels]))
-        if args.format == 'text':
+        if kind == 'text':
             print(f'{printable(file)}: {", ".join(f"{printable(name)} {p:.2f}" for name, p in labels) or "no label"}')
-    if args.format == 'json':
+    if kind == 'json':
         print(json.dumps(results, indent=2))
     if not results:
         fail('No image could be read.')
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):  # names may have characters that the terminal cannot show
+        stream.reconfigure(errors='backslashreplace')
+    args = parse_args()
+    predict(args.model, args.images, args.threshold, args.topk, args.format)
 
 
 if __name__ == '__main__':

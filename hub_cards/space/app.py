@@ -9,6 +9,7 @@ As a Space it takes other models from the variable MODELS, e.g. `hf-hub:timm-fan
 import argparse
 import functools
 import os
+import re
 from typing import List, Tuple
 
 import gradio as gr
@@ -23,8 +24,8 @@ ABOUT = """
 # What is in the photo?
 
 Drop a photograph here, or choose one. The network gives **each** label its own probability, so that an image can have
-many labels or none. Move the threshold to see more or fewer of them, and **choose a label to see where the network
-looked**: red marks the strongest evidence.
+many labels or none. You see those above the threshold of the network. Move the slider to see more or fewer of them, and
+**choose a label to see where the network looked**: red marks the strongest evidence.
 """
 LIMITS = """
 The network only knows the labels that it was trained on, misses small and rare objects more often than others, and its
@@ -46,30 +47,36 @@ def probabilities(file: str, source: str) -> List[float]:
     return open_model(source).probabilities([load_image(file)])[0].tolist()
 
 
-def default_threshold(source: str) -> float:
-    """The threshold of the model, if it is the same for all classes."""
-    values = set(open_model(source).thresholds.tolist())
-    return round(values.pop(), 2) if len(values) == 1 else 0.5
+def escaped(name: str) -> str:
+    """A label name as plain text in Markdown."""
+    return re.sub(r'([^\w\s])', r'\\\1', ' '.join(name.split()))
 
 
-def name_labels(file: str, source: str, threshold: float) -> Tuple[str, dict, dict]:
-    """A sentence, the labels above the threshold, and no map yet."""
+def name_labels(file: str, source: str, own: bool, threshold: float) -> Tuple[str, dict, dict]:
+    """A sentence, the labels above the threshold, of the model itself with `own`, and no map yet."""
     no_labels, no_map = gr.Radio(choices=[], value=None, visible=False), gr.Image(None, label=WHERE)
     if not file:
         return 'No photograph yet.', no_labels, no_map
     try:
         values = probabilities(file, source)
     except InputError as error:
-        return f'⚠️ **{error}**', no_labels, no_map
+        return f'⚠️ **{escaped(str(error))}**', no_labels, no_map
     except UNREADABLE:
         return '⚠️ **This file is not a photograph that can be read.** Try a JPEG, PNG or WebP.', no_labels, no_map
-    names = open_model(source).names
-    found = sorted(zip(values, names), reverse=True)
-    choices = [(f'{name}  {p:.0%}', name) for p, name in found if p > threshold]
-    best = f'The most likely one is {found[0][1]} with {found[0][0]:.0%}.'
-    text = f'**{len(choices)} of {len(names)} labels** above {threshold:.2f}.'
+    model = open_model(source)
+    cuts = model.thresholds.tolist() if own else [threshold] * len(values)
+    found = sorted(zip(values, model.names, cuts), reverse=True)
+    choices = [(f'{name}  {p:.0%}', name) for p, name, cut in found if p > cut]
+    above = f'above {cuts[0]:.2f}' if len(set(cuts)) == 1 else 'above the threshold that the model has for each'
+    text = f'**{len(choices)} of {len(values)} labels** {above}.'
+    best = f'The most likely one is {escaped(found[0][1])} with {found[0][0]:.0%}.'
     text += ' Choose one to see where the network looked.' if choices else f' {best} Lower the threshold to see it.'
     return text, gr.Radio(choices=choices, value=None, visible=bool(choices)), no_map
+
+
+def move_threshold(file: str, source: str, threshold: float) -> Tuple[bool, str, dict, dict]:
+    """The slider replaces the thresholds of the model."""
+    return False, *name_labels(file, source, False, threshold)
 
 
 def show_where(file: str, source: str, label: str):
@@ -93,18 +100,21 @@ def build(sources: List[str]) -> gr.Blocks:
                 # the file as it was uploaded, because name_labels reports unreadable ones itself
                 photo.preprocess = lambda payload: payload.path if payload else None
                 source = gr.Dropdown(sources, value=sources[0], label='Model', elem_id='model', interactive=True)
+                own = gr.Checkbox(
+                    True, label='Threshold of the model', elem_id='own', info='One for each label, if it has them.')
                 threshold = gr.Slider(
-                    0.01, 0.99, default_threshold(sources[0]), step=0.01, label='Threshold', elem_id='threshold',
+                    0.01, 0.99, 0.5, step=0.01, label='Another threshold', elem_id='threshold',
                     info='A label is shown above this probability.')
             with gr.Column(min_width=320):
                 text = gr.Markdown('No photograph yet.', elem_id='summary')
                 labels = gr.Radio([], label='Labels', visible=False, elem_id='labels')
                 where = gr.Image(label=WHERE, interactive=False, height=340, elem_id='where')
         gr.Markdown(LIMITS)
-        for change in (photo.change, source.change, threshold.change):
-            change(name_labels, [photo, source, threshold], [text, labels, where], show_progress='hidden')
+        shown = [text, labels, where]
+        for change in (photo.change, source.change, own.input):
+            change(name_labels, [photo, source, own, threshold], shown, show_progress='hidden')
+        threshold.input(move_threshold, [photo, source, threshold], [own, *shown], show_progress='hidden')
         labels.select(show_where, [photo, source, labels], where)
-        source.change(default_threshold, source, threshold, show_progress='hidden')
     return page
 
 

@@ -1,6 +1,5 @@
 """The page of the Space in a real browser."""
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,25 +8,24 @@ from typing import Callable
 import pytest
 import timm
 import torch
-from helpers import LABELS, ROOT
+from helpers import LABELS, ROOT, open_browser
 
 from timm_fan.data.sources.scenes import SCENES, compose_scene
-from timm_fan.models import save_model
+from timm_fan.models import save_model, save_thresholds
 
 pytest.importorskip('gradio', reason='requires gradio, of the extra [demo]')
-webdriver = pytest.importorskip('selenium.webdriver', reason='requires selenium')
-exceptions = pytest.importorskip('selenium.common.exceptions')
+exceptions = pytest.importorskip('selenium.common.exceptions', reason='requires selenium')
 ui = pytest.importorskip('selenium.webdriver.support.ui')
 APP = ROOT / 'hub_cards' / 'space' / 'app.py'
 ENVIRONMENT = {**os.environ, 'PYTHONPATH': str(ROOT), 'GRADIO_ANALYTICS_ENABLED': 'False', 'HF_HUB_OFFLINE': '1'}
-DRIVER = shutil.which('chromedriver')
-pytestmark = pytest.mark.skipif(
-    not (DRIVER and shutil.which('chromium')), reason="requires Debian's chromium and chromium-driver")
 
 
 @pytest.fixture(scope='module')
 def model_folders(tmp_path_factory):
-    """Two models with constant probabilities for three labels: 90, 60 and 20 %, and 10, 10 and 97 %."""
+    """Two models with constant probabilities for three labels: 90, 60 and 20 %, and 10, 10 and 97 %.
+
+    The second one has thresholds of its own, which show its first and third label.
+    """
     folders = []
     for name, bias in (('one', (0.9, 0.6, 0.2)), ('other', (0.1, 0.1, 0.97))):
         torch.manual_seed(0)
@@ -37,6 +35,7 @@ def model_folders(tmp_path_factory):
             model.head.fc.bias.copy_(torch.logit(torch.tensor(bias)))
         folders.append(tmp_path_factory.mktemp('models') / name)
         save_model(model, folders[-1], LABELS, dict(input_size=(3, 64, 64)))
+    save_thresholds(folders[1], [0.05, 0.2, 0.9], 'class-f1')
     return folders
 
 
@@ -60,16 +59,9 @@ def url(model_folders):
 
 @pytest.fixture(params=[1200, 390])
 def page(url, request):
-    options = webdriver.ChromeOptions()
-    for flag in ('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run',
-                 'disable-background-networking', 'disable-component-update', 'disable-sync'):
-        options.add_argument(f'--{flag}')
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    size = dict(width=request.param, height=900, deviceScaleFactor=1, mobile=request.param < 600)
-    driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
-    driver.get(url)
-    yield Page(driver)
-    driver.quit()
+    with open_browser(request.param) as driver:
+        driver.get(url)
+        yield Page(driver)
 
 
 class Page:
@@ -106,7 +98,7 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
     compose_scene(SCENES, 0, 'val', 3)[0].resize((160, 120)).save(photo)
     page.wait_for_summary('No photograph yet')
     page.upload(photo)
-    page.wait_for_summary('2 of 3 labels')
+    page.wait_for_summary('2 of 3 labels above 0.50')
     page.wait_for_labels('cat 90%', 'dog 60%')
     page.set_threshold(0.1)
     page.wait_for_summary('3 of 3 labels')
@@ -127,8 +119,11 @@ def test_upload_threshold_label_model_and_bad_file(page, tmp_path):
 
     page.find('#model input')[0].click()
     page.find('#model [role=option]:nth-child(2), ul[role=listbox] li:nth-child(2)')[0].click()
-    page.wait_for_summary('1 of 3 labels')
+    page.wait_for_summary('1 of 3 labels above 0.50')
     page.wait_for_labels('person 97%')
+    page.find('#own input')[0].click()
+    page.wait_for_summary('2 of 3 labels above the threshold that the model has for each')
+    page.wait_for_labels('person 97%', 'cat 10%')
 
     bad = tmp_path / 'bad.jpg'
     bad.write_text('no photograph')

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pytest
 import torch
 from helpers import ranked_results
@@ -5,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timm_fan import InputError
-from timm_fan.metrics import choose_thresholds
+from timm_fan.metrics import choose_thresholds, precision_recall, predict_labels, rates_over_thresholds
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,3 +62,14 @@ def test_rare_classes_have_the_pooled_threshold():
 def test_unknown_policy_is_refused():
     with pytest.raises(InputError, match="No threshold policy 'precision=2': expected global-f1, class-f1"):
         choose_thresholds(torch.zeros(1, 1), torch.ones(1, 1), 'precision=2')
+
+
+@settings(max_examples=30, deadline=None)
+@given(ranked_results())
+def test_rates_over_thresholds_are_those_at_each(result):
+    logits, targets = result
+    thresholds = [0.1, 0.5, 0.62, 0.9]
+    rates = rates_over_thresholds(logits, targets, thresholds)
+    for i, threshold in enumerate(thresholds):
+        expected = precision_recall(predict_labels(logits, threshold), targets)
+        assert {name: values[i] for name, values in rates.items()} == pytest.approx(asdict(expected))

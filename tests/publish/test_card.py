@@ -96,6 +96,14 @@ def test_wrong_metadata_is_refused(server):
         ModelCard('---\nlibrary_name: timm_fan\n---\n').validate()
 
 
+def test_label_names_are_plain_text(tmp_path):
+    file = save_small_fan(tmp_path / 'model') / 'config.json'
+    config = json.loads(file.read_text())
+    config['label_names'] = ['$_$', '<b>x</b> | y', 'line\nbreak']
+    file.write_text(json.dumps(config))
+    assert r'\$\_\$, \<b\>x\</b\> \| y, line break' in str(card_of_run(tmp_path / 'model', 'me/x'))
+
+
 def test_label_names_do_not_break_the_tables(run_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / 'run')
     file = tmp_path / 'run' / 'report' / 'metrics.json'

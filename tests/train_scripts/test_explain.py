@@ -35,6 +35,21 @@ def test_pictures_of_files_with_the_same_name(monkeypatch, tmp_path):
     assert {p.name for p in (tmp_path / 'maps').iterdir()} == {'photo.png', 'photo-2.png', 'photo-2-2.png'}
 
 
+def test_folder_of_images(monkeypatch, capsys, models, tmp_path):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for name in ('a.png', 'b.jpg'):
+        Image.new('RGB', (70, 64)).save(folder / name)
+    (folder / 'broken.jpg').write_bytes(b'')
+    assert run_here(monkeypatch, 'explain', models[0], folder, '--output', tmp_path / 'maps') == 0
+    assert {p.name for p in (tmp_path / 'maps').iterdir()} == {'a.png', 'b.png'}
+    assert f'unreadable image {folder / "broken.jpg"}' in capsys.readouterr().err
+    content = (folder / 'a.png').read_bytes()
+    assert run_here(monkeypatch, 'explain', models[0], folder, '--output', folder) == 2
+    assert f'--output {folder} is the folder of the images' in capsys.readouterr().err
+    assert (folder / 'a.png').read_bytes() == content
+
+
 def test_program_draws_and_measures(monkeypatch, capsys, models, coco_folder, tmp_path):
     options = ['--beside', models[1], '--data', 'coco2014', '--data-dir', coco_folder, '--num-images', '2']
     assert run_here(monkeypatch, 'explain', models[0], *options, '--output', tmp_path / 'maps') == 0

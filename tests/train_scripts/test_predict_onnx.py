@@ -76,6 +76,19 @@ def test_predictions_without_pytorch(monkeypatch, capsys, tmp_path, size, crop_m
             assert_same_labels(expected, found)
 
 
+def test_predict_runs_onnx_files(monkeypatch, capsys, model_folder, tmp_path):
+    file = model_folder / 'export' / 'model.onnx'
+    photo().save(tmp_path / 'photo.jpg')
+    for options in (['--topk', '2'], ['--threshold', '0.01', '--format', 'json']):
+        assert run_here(monkeypatch, 'predict', file, tmp_path, *options) == 0
+        assert capsys.readouterr().out == without_pytorch(file, tmp_path, *options).stdout != ''
+    for args, message in (
+            ([file], 'Give images, or folders of images.'), ([tmp_path / 'none.onnx', tmp_path], 'No ONNX file'),
+            ([file, tmp_path, '--topk', '0'], '--topk must be at least 1')):
+        assert run_here(monkeypatch, 'predict', *args) == 2
+        assert message in capsys.readouterr().err
+
+
 def write_images_of_all_modes(folder: Path) -> None:
     """One photograph, wider than high, in every way that an image file may have it."""
     image = photo(150, 101)

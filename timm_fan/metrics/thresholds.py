@@ -1,5 +1,5 @@
 """Decision thresholds chosen on a held-out split."""
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -7,6 +7,7 @@ import torch
 from timm_fan.errors import InputError
 
 from .average_precision import threshold_curve
+from .scores import rates_of_counts
 
 POLICIES = ('global-f1', 'class-f1', 'precision=P', 'recall=R')
 
@@ -76,3 +77,25 @@ def choose_thresholds(
         cuts.append(pooled if cut is None else cut)
     # a probability of exactly 0 or 1 could not be told from its neighbours
     return torch.tensor(cuts, dtype=torch.float64).sigmoid().clamp(1e-6, 1 - 1e-6).tolist()
+
+
+def rates_over_thresholds(
+        logits: torch.Tensor, targets: torch.Tensor, thresholds: Sequence[float]) -> Dict[str, np.ndarray]:
+    """CP, CR, CF1, OP, OR and OF1 in 0..1 at each threshold, if it is that of all classes; each (len(thresholds),)
+
+    Args:
+        logits: (N, num_classes).
+        targets: 1 present, 0 absent, -1 unknown, (N, num_classes).
+        thresholds: Probabilities between 0 and 1 in ascending order.
+    """
+    cuts = torch.logit(torch.as_tensor(thresholds, dtype=torch.float64)).to(logits.dtype)
+    num_classes, num_bins = logits.shape[1], len(cuts) + 1
+    # a logit in bin i is above the first i thresholds
+    cells = torch.bucketize(logits, cuts, out_int32=True) + num_bins * torch.arange(num_classes, dtype=torch.int32)
+    present, known = targets == 1, targets >= 0
+    true_positives, predictions = (
+        torch.bincount(cells[mask], minlength=num_classes * num_bins).view(num_classes, num_bins)
+        .flip(1).cumsum(1).flip(1)[:, 1:].T.double()
+        for mask in (present, known))
+    rates = rates_of_counts(true_positives, predictions, present.sum(0).double().expand_as(predictions))
+    return {name: values.numpy() for name, values in zip(('CP', 'CR', 'CF1', 'OP', 'OR', 'OF1'), rates)}

@@ -162,9 +162,9 @@ def _eval_results(data: str, source: DataSource, metrics: Dict[str, Any]) -> Lis
     return results
 
 
-def _cell(text: str) -> str:
-    """Text in a cell of a Markdown table."""
-    return ' '.join(text.split()).replace('|', '\\|')
+def _plain(text: str) -> str:
+    """Text in Markdown, also in a cell of a table: on one line, without meaning as Markdown, HTML or math."""
+    return re.sub(r'([\\`*_{}\[\]<>|$~])', r'\\\1', ' '.join(text.split()))
 
 
 def _describe_metrics(metrics: Dict[str, Any]) -> Dict[str, Any]:
@@ -198,7 +198,7 @@ def _render(
         **(_describe_metrics(metrics) if metrics else {}))
     return ModelCard.from_template(card_data, template_str=read_text(TEMPLATE), **{
         **variables, **facts, 'repo': repo, 'network': network, 'licence': licence, 'source': source,
-        'paper': paper, 'rows': _result_rows(metrics, paper), 'percent': percent, 'cell': _cell,
+        'paper': paper, 'rows': _result_rows(metrics, paper), 'percent': percent, 'plain': _plain,
         'unmeasured': _UNMEASURED})
 
 

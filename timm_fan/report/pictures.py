@@ -12,12 +12,21 @@ from timm_fan.evaluation import Evaluation
 from timm_fan.metrics import predict_labels
 
 from .plots import saved_figure
+from .text import short_name
+
+# labels that are named below an image
+MAX_LABELS = 8
 
 
 class Shown(NamedTuple):
     """An image of a grid: its index, and the texts below it with their CSS colours."""
     index: int
     lines: List[Tuple[str, str]]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MAX_LABELS
+    return ', '.join(names[:MAX_LABELS]) + (f' and {more} more' if more > 0 else '')
 
 
 def choose_predictions(evaluation: Evaluation, num_images: int = 16) -> List[Shown]:
@@ -32,9 +41,11 @@ def choose_predictions(evaluation: Evaluation, num_images: int = 16) -> List[Sho
         for title, mask, color in (
                 ('found', predicted & (target == 1), 'green'), ('wrong', predicted & (target == 0), 'red'),
                 ('missed', ~predicted & (target == 1), 'darkorange')):
-            named = [f'{dataset.class_names[i]} {logits[index, i].sigmoid():.2f}' for i in mask.nonzero().flatten()]
-            if named:
-                lines.append((f'{title}: {", ".join(named)}', color))
+            classes = sorted(mask.nonzero().flatten().tolist(), key=lambda i: -logits[index, i])
+            if classes:
+                named = _listed([f'{short_name(dataset.class_names[i])} {logits[index, i].sigmoid():.2f}'
+                                 for i in classes])
+                lines.append((f'{title}: {named}', color))
         shown.append(Shown(index, lines or [('no labels, none predicted', 'gray')]))
     return shown
 
@@ -51,10 +62,10 @@ def choose_errors(evaluation: Evaluation, kind: str, num_images: int = 8) -> Lis
     shown = []
     for i in order[:num_images].tolist():
         if worst[i].isfinite():
-            present = [names[j] for j in (targets[i] == 1).nonzero().flatten()]
+            present = [short_name(names[j]) for j in (targets[i] == 1).nonzero().flatten()]
             shown.append(Shown(i, [
-                (f'{title}: {names[classes[i]]} {worst[i].sigmoid():.3f}', color),
-                (f'labels: {", ".join(present) or "none"}', 'gray')]))
+                (f'{title}: {short_name(names[classes[i]])} {worst[i].sigmoid():.3f}', color),
+                (f'labels: {_listed(present) or "none"}', 'gray')]))
     return shown
 
 

@@ -1,12 +1,25 @@
 """Scores as text for people."""
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
+from timm_fan.files import printable
 from timm_fan.metrics import BinnedScores, Comparison, GroupScores, Interval, MultiLabelScores, PrecisionRecall
 
 
 def percent(value: Optional[float], spec: str = '.2f') -> str:
     """A share in 0..1 as a percentage, such as '81.80', or '' for None."""
     return '' if value is None else f'{100 * value:{spec}}'
+
+
+def short_name(name: str, width: int = 32) -> str:
+    """A class name on one line, of at most `width` characters."""
+    name = printable(name)
+    return name if len(name) <= width else f'{name[:width - 1]}…'
+
+
+def some_names(names: Sequence[str], count: int = 20) -> str:
+    """The first `count` names, and the number of the others."""
+    more = f' and {len(names) - count} more' if len(names) > count else ''
+    return ', '.join(map(printable, names[:count])) + more
 
 
 def _table(all_labels: PrecisionRecall, top3: PrecisionRecall) -> List[str]:
@@ -33,7 +46,7 @@ def format_scores(
     if groups is not None:
         for name, group in (('rarest', groups.tail), ('smallest', groups.small)):
             if group is not None and group.mAP is not None:
-                classes = ', '.join(group.classes)
+                classes = some_names(group.classes)
                 lines.append(f'mAP of the {len(group.classes)} {name}: {percent(group.mAP)} ({classes})')
         if groups.recall_by_size:
             lines.append('recall by size of the object: ' + ', '.join(
@@ -43,7 +56,7 @@ def format_scores(
     if scores.num_unlabelled:
         lines.append(f'{scores.num_unlabelled} images without a known label, or unreadable, were left out')
     if scores.classes_without_positives:
-        classes = ', '.join(scores.classes_without_positives)
+        classes = some_names(scores.classes_without_positives)
         lines.append(f'left out of mAP, CP and CR, without a positive image: {classes}')
     return '\n'.join(lines)
 
