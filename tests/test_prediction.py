@@ -7,6 +7,7 @@ from timm.data import create_transform
 
 import timm_fan
 from timm_fan import InputError
+from timm_fan.data import find_images
 from timm_fan.models import is_model, load_model, save_model, save_thresholds
 from timm_fan.prediction import Predictor
 
@@ -141,3 +142,11 @@ def test_predict_names_a_file_that_it_cannot_read(model_folder, tmp_path):
     (tmp_path / 'a.jpg').write_bytes(b'no image')
     with pytest.raises(InputError, match='unreadable image .*a.jpg'):
         timm_fan.predict([photo(), tmp_path / 'a.jpg'], model_folder)
+
+
+def test_predict_says_how_to_list_the_images_of_a_folder(model_folder, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    photo().save(tmp_path / 'photos' / 'a.png')
+    with pytest.raises(InputError, match=r"photos is a folder. timm_fan.data.find_images\(\['.*photos'\]\) lists its"):
+        timm_fan.predict(tmp_path / 'photos', model_folder)
+    assert len(timm_fan.predict(find_images([tmp_path / 'photos']), model_folder)) == 1

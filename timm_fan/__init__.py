@@ -2,17 +2,31 @@
 
 Importing this package registers the `fan*` models with timm.
 """
-from typing import Any
+import importlib
+from typing import Any, List
 
 from .errors import InputError
 from .models import FAN
 from .version import __version__
 
-__all__ = ['FAN', 'InputError', 'predict', '__version__']
+# function -> module and name; what they import is only loaded when they are used
+_FUNCTIONS = {
+    'create_dataset': ('.data', 'create_dataset'),
+    'evaluate': ('.evaluation', 'evaluate_dataset'),
+    'load_model': ('.models', 'load_model'),
+    'predict': ('.prediction', 'predict'),
+    'read_table': ('.data', 'read_table'),
+}
+
+__all__ = ['FAN', 'InputError', '__version__', *_FUNCTIONS]
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'predict':  # what it imports is only loaded when it is used
-        from .prediction import predict
-        return predict
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    if name not in _FUNCTIONS:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    module, function = _FUNCTIONS[name]
+    return getattr(importlib.import_module(module, __name__), function)
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *__all__})

@@ -1,7 +1,8 @@
 """Evaluation of a model on a data set, for training and programs alike."""
+import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn as nn
@@ -10,14 +11,14 @@ from accelerate.utils import broadcast, tqdm
 from timm.data import resolve_model_data_config
 from torch.utils.data import DataLoader
 
-from .data import EvalTransform, MultiLabelDataset, Normalize, create_dataset
+from .data import EvalTransform, MultiLabelDataset, Normalize, create_dataset, create_loader
 from .data.statistics import class_scales, largest_areas
 from .errors import InputError
 from .metrics.binned import BinnedEvaluator, BinnedScores
 from .metrics.bootstrap import Interval, bootstrap
 from .metrics.groups import GroupScores, score_groups
 from .metrics.scores import NOTHING_KNOWN, MultiLabelScores, evaluate_logits
-from .models import label_names
+from .models import label_names, load_model, model_thresholds
 
 Threshold = Union[float, Sequence[float]]
 
@@ -34,20 +35,25 @@ def check_class_names(model_names: Sequence[str], data_names: Sequence[str], wha
                 ' order.')
 
 
-def dataset_for_model(model: nn.Module, data: str, data_dir: Union[str, Path], split: str) -> MultiLabelDataset:
+def dataset_for_model(
+        model: nn.Module, data: Union[str, MultiLabelDataset], data_dir: Union[str, Path], split: str,
+) -> MultiLabelDataset:
     """A split of a data source, with the transform and the classes of a trained model.
 
     Args:
         model: From `load_model`.
-        data, data_dir, split: As for `create_dataset`.
+        data, data_dir, split: As for `create_dataset`. `data` may also be a data set, which is left as it is.
 
     Raises:
         InputError: The data cannot be read, or has other classes or another order of them.
     """
     named = bool(model.pretrained_cfg.get('label_names'))
     names = label_names(model)
-    transform = EvalTransform(resolve_model_data_config(model))
-    dataset = create_dataset(data, data_dir, split, transform, names if named else None)
+    if isinstance(data, str):
+        dataset = create_dataset(data, data_dir, split, class_names=names if named else None)
+    else:
+        dataset = copy.copy(data)
+    dataset.transform = EvalTransform(resolve_model_data_config(model))
     # without names, only the number of classes can be compared
     unnamed = not named and len(names) == len(dataset.class_names)
     check_class_names(dataset.class_names if unnamed else names, dataset.class_names)
@@ -87,9 +93,9 @@ def _gathered(
         yield logits, targets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Results of a model on a data set.
+    """Results of a model on a data set. `print` shows the scores as validate.py does.
 
     Attributes:
         dataset: The evaluated data set.
@@ -103,6 +109,15 @@ class Evaluation:
     targets: torch.Tensor
     threshold: Threshold
     scores: MultiLabelScores
+
+    def __repr__(self) -> str:
+        scores = self.scores
+        return (f'<Evaluation: mAP {100 * scores.mAP:.2f}, CF1 {100 * scores.all.CF1:.2f}, OF1'
+                f' {100 * scores.all.OF1:.2f} on {scores.num_images} images, {len(scores.per_class)} classes>')
+
+    def __str__(self) -> str:
+        from .report import format_scores  # the report itself imports this module
+        return format_scores(self.scores)
 
     @classmethod
     def of(
@@ -159,6 +174,43 @@ def evaluate(
     logits, targets = (torch.cat(parts) for parts in zip(*batches))
     assert len(logits) == len(loader.dataset)
     return Evaluation.of(loader.dataset, logits, targets, threshold, top3_above_threshold)
+
+
+def evaluate_dataset(
+        model: Union[str, Path, nn.Module],
+        data: Union[str, MultiLabelDataset],
+        data_dir: Union[str, Path] = 'data',
+        split: str = 'val',
+        threshold: Optional[Threshold] = None,
+        batch_size: int = 32,
+        workers: int = 0,
+) -> Evaluation:
+    """Evaluate a trained model on a data set, as `timm_fan.evaluate`, on the GPU if there is one.
+
+        evaluation = timm_fan.evaluate('runs/scenes', 'scenes')
+        print(evaluation)
+        evaluation.scores.mAP, evaluation.scores.per_class[0].AP        # in 0..1
+
+    Args:
+        model: As `source` for `load_model`, or a model from there, which is moved to the device and left in evaluation
+            mode.
+        data: A data set with the classes of the model, in their order, or the address of one, as for `create_dataset`.
+        data_dir, split: As for `create_dataset`, if `data` is an address.
+        threshold: Probability above which a label is predicted, one for all classes or one per class, by default those
+            of the model.
+        batch_size: Number of images that are computed at once.
+        workers: Number of processes that load images, 0 for none.
+
+    Raises:
+        InputError: The model or the data cannot be read, the classes differ, a logit is NaN, or no label is known.
+    """
+    if not isinstance(model, nn.Module):
+        model = load_model(model)
+    accelerator = Accelerator()
+    dataset = dataset_for_model(model, data, data_dir, split)
+    loader = accelerator.prepare(create_loader(dataset, batch_size, workers))
+    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    return evaluate(model, loader, accelerator, model_thresholds(model) if threshold is None else threshold)
 
 
 def evaluate_binned(

@@ -98,7 +98,7 @@ def predict(
     """Name what is on photographs.
 
     Args:
-        images: A file or a PIL image, or a sequence of them.
+        images: A file or a PIL image, or a sequence of them. `timm_fan.data.find_images` lists those of folders.
         model: As `source` for `load_model`, or a model from there; by default the one that comes with the package,
             which knows the 20 classes of PASCAL VOC.
         threshold: Probability above which a label is predicted, by default that of the model for each class. A model
@@ -126,6 +126,9 @@ def predict(
 def _open_photo(image: Union[str, Path, Image.Image]) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(ImageOps.exif_transpose(image))
+    if Path(image).is_dir():
+        raise InputError(
+            f"{printable(image)} is a folder. timm_fan.data.find_images(['{printable(image)}']) lists its images.")
     try:
         return load_image(image)
     except UNREADABLE as error:

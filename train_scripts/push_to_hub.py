@@ -47,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def update_cards() -> None:
+    if not CARDS.is_dir():
+        raise InputError(f'`update_cards`: no folder {CARDS}. It is only in a clone of the repository.')
     for name in timm.list_models('fan*', module='fan'):
         tag = timm.get_pretrained_cfg(name).tag
         file = CARDS / (f'{name}.{tag}.md' if tag else f'{name}.md')

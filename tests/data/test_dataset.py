@@ -25,6 +25,17 @@ def test_unknown_labels(tmp_path):
     assert one_image(tmp_path, 'x.png', unknown=(2,)).targets().tolist() == [[0, 1, -1]]
 
 
+def test_a_data_set_is_readable(tmp_path):
+    for name in 'xyz':
+        Image.new('RGB', (4, 4)).save(tmp_path / f'{name}.png')
+    samples = [Sample('x.png', (0, 1)), Sample('y.png', (1, 5, 6), unknown=(2,)), Sample('z.png', ())]
+    dataset = MultiLabelDataset.from_samples(tmp_path, samples, ['a', 'b', 'c\n', 'd', 'e', 'f', 'g'])
+    assert repr(dataset) == (
+        '<MultiLabelDataset: 3 images, 7 classes (a, b, c\\n, d, e, ...), 1.67 labels per image>')
+    two = MultiLabelDataset.from_samples(tmp_path, samples[::2], ['a', 'b'])
+    assert repr(two) == '<MultiLabelDataset: 2 images, 2 classes (a, b), 1.00 labels per image>'
+
+
 def test_wrong_extension(tmp_path):
     (tmp_path / 'x.jpg').write_bytes(encoded(PHOTO, 'PNG'))
     dataset = MultiLabelDataset.from_samples(tmp_path, [Sample('x.jpg', (0,))], ['a'])

@@ -169,3 +169,11 @@ def test_model_of_plain_timm_is_published_too(server, monkeypatch, tmp_path):
 def test_update_cards_stands_alone(monkeypatch, capsys, options):
     assert run_here(monkeypatch, 'push_to_hub', *options) == 2
     assert capsys.readouterr().err == 'error: Pass FOLDER and REPO, or --update-cards alone.\n'
+
+
+def test_cards_are_only_updated_in_a_clone(monkeypatch, capsys, tmp_path):
+    def elsewhere(module):
+        module.CARDS = tmp_path / 'hub_cards'
+
+    assert run_here(monkeypatch, 'push_to_hub', '--update-cards', prepare=elsewhere) == 2
+    assert capsys.readouterr().err.startswith(f'error: --update-cards: no folder {tmp_path / "hub_cards"}.')

@@ -175,6 +175,12 @@ class MultiLabelDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        names, present = self.class_names, int((self.labels.values == 1).sum())
+        more = ', ...' if len(names) > 5 else ''
+        return (f'<MultiLabelDataset: {len(self)} images, {len(names)} classes'
+                f' ({", ".join(map(printable, names[:5]))}{more}), {present / len(self):.2f} labels per image>')
+
     def target(self, index: int) -> torch.Tensor:
         """Target of one image without decoding it, float32 (num_classes,)"""
         return self.labels.target(index)
