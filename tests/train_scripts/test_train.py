@@ -152,8 +152,9 @@ def test_voc_trains_and_evaluates(monkeypatch, capsys, tmp_path):
     (['--model-kwargs', 'drop_rate=2'], ['drop_rate', 'between 0 and 1']),
 ])
 def test_a_mistake_ends_in_one_message(monkeypatch, capsys, coco_folder, tmp_path, options, words):
+    tiny = NO_BACKBONE if '--model' in options else TINY
     code = run_here(
-        monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'run', *options)
+        monkeypatch, 'train', *tiny, '--data-dir', coco_folder, '--output', tmp_path / 'run', *options)
     error = capsys.readouterr().err
     assert code == 2
     assert error.count('error:') == 1 and 'Traceback' not in error and '`' not in error
