@@ -12,6 +12,7 @@ from .data.transforms import EvalCrop
 from .errors import InputError
 from .files import printable
 from .models import BUNDLED, label_names, load_model, model_thresholds
+from .tta import with_tta
 
 
 class Label(NamedTuple):
@@ -94,6 +95,7 @@ def predict(
         topk: Optional[int] = None,
         device: Union[str, torch.device] = 'cpu',
         batch_size: int = 32,
+        tta: str = 'none',
 ) -> Union[List[Label], List[List[Label]]]:
     """Name what is on photographs.
 
@@ -106,6 +108,7 @@ def predict(
         topk: Number of labels for each image, whatever their probabilities.
         device: Device of the computation.
         batch_size: Number of images that are computed at once.
+        tta: 'flip' averages the logits of each image and of its mirror image.
 
     Returns:
         The labels of an image, the most likely first; for a sequence, a list of them.
@@ -114,8 +117,8 @@ def predict(
         InputError: The model cannot be loaded, or an image cannot be read.
     """
     if isinstance(images, (str, Path, Image.Image)):
-        return predict([images], model, threshold, topk, device, batch_size)[0]
-    predictor = Predictor(model, device) if isinstance(model, nn.Module) else Predictor.load(model, device)
+        return predict([images], model, threshold, topk, device, batch_size, tta)[0]
+    predictor = Predictor(with_tta(model if isinstance(model, nn.Module) else load_model(model), tta), device)
     labels: List[List[Label]] = []
     for start in range(0, len(images), batch_size):
         photos = [_open_photo(image) for image in images[start:start + batch_size]]

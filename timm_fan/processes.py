@@ -1,10 +1,20 @@
-"""Cores, signals and worker processes of a long run."""
+"""Devices, cores, signals and worker processes of a long run."""
 import multiprocessing
 import os
 import signal
 from typing import Any, Dict
 
 import torch
+
+# from the one to prefer
+DEVICES = ('cuda', 'mps', 'cpu')
+
+
+def best_device() -> str:
+    """The first of DEVICES that PyTorch can use."""
+    if torch.cuda.is_available():
+        return 'cuda'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 
 def share_cores(workers: int) -> int:

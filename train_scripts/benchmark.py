@@ -14,7 +14,7 @@ Contenders run in turn in one process, so that whatever slows the machine down a
 import argparse
 
 from benchmarks import backbones, data, metrics, model
-from command_line import create_parser, run_program
+from command_line import HelpFormatter, create_parser, run_program
 
 from timm_fan import InputError
 
@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.__doc__, description=command.__doc__))
+        command.add_arguments(commands.add_parser(
+            name, help=command.__doc__, description=command.__doc__, formatter_class=HelpFormatter))
     return parser
 
 

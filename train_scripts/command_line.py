@@ -12,6 +12,7 @@ import torch
 from timm_fan import InputError
 from timm_fan.data import SOURCES
 from timm_fan.models import BUNDLED, is_model
+from timm_fan.processes import best_device
 
 # errors of the disk, not of the program
 _DISK_ERRORS = (
@@ -19,10 +20,21 @@ _DISK_ERRORS = (
     errno.EEXIST, errno.ENAMETOOLONG)
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Ends the description of each option with its default, unless the description has it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, switch = action.help or '', action.nargs == 0
+        if not action.option_strings or action.required or switch or 'default' in text:
+            return text
+        if action.default is argparse.SUPPRESS:
+            return text
+        return f'{text} (default: {"none" if action.default in (None, []) else "%(default)s"})'
+
+
 def create_parser(description: str) -> argparse.ArgumentParser:
-    """A parser whose `--help` starts with the docstring of a program."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    """A parser whose `--help` starts with the docstring of a program, and has the defaults of all options."""
+    return argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def run_program(parser: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
@@ -99,7 +111,7 @@ def model_and_images(args: argparse.Namespace) -> Tuple[str, List[str]]:
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='default: cuda if there is a GPU')
+        '--device', default=best_device(), help='default: the first of cuda, mps and cpu that PyTorch can use')
 
 
 def check_device(name: str) -> None:
@@ -107,13 +119,13 @@ def check_device(name: str) -> None:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"`device={name}` is not a device of PyTorch. Use cpu or cuda.") from error
+        raise InputError(f"`device={name}` is not a device of PyTorch. Use cuda, mps or cpu.") from error
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise InputError(f'`device={name}`: PyTorch finds no GPU.')
     try:
         torch.zeros(1, device=device).item()
     except (RuntimeError, NotImplementedError, AssertionError) as error:
-        raise InputError(f'`device={name}`: PyTorch cannot compute there. Use cpu or cuda.') from error
+        raise InputError(f'`device={name}`: PyTorch cannot compute there. Use cuda, mps or cpu.') from error
 
 
 def find_config(name: str, folder: Path, what: str) -> Path:

@@ -25,7 +25,9 @@ from command_line import (
 from timm_fan import InputError
 from timm_fan.data import UNREADABLE, find_images, load_image
 from timm_fan.files import printable
+from timm_fan.models import load_model
 from timm_fan.prediction import Predictor
+from timm_fan.tta import TTA, with_tta
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     add('--threshold', type=float,
         help='probability above which a label is predicted (default: that of the model, or 0.5)')
     add('--topk', type=int, metavar='K', help='print the K most likely labels, whatever their probabilities')
+    add('--tta', default='none', choices=TTA,
+        help='flip: average the logits of each image and its mirror image, in twice the time (default: %(default)s)')
     add('--format', default='text', choices=['text', 'json'],
         help='json: one list of {file, labels} objects (default: %(default)s)')
     add_device_argument(parser)
@@ -55,7 +59,11 @@ def main(args: argparse.Namespace) -> None:
         predict_onnx.predict(model, images, args.threshold, args.topk, args.format)
         return
     files = find_images(images)
-    predictor = Predictor.load(model, args.device)
+    network = load_model(model)
+    chosen = network.thresholds_chosen_on
+    if chosen and chosen['tta'] != args.tta and args.threshold is None and args.topk is None:
+        sys.stderr.write(f'the thresholds of {model} were chosen with --tta {chosen["tta"]}, and may not fit\n')
+    predictor = Predictor(with_tta(network, args.tta), args.device)
     results = []
     for file in files:
         try:

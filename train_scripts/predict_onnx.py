@@ -27,7 +27,8 @@ def parse_args() -> argparse.Namespace:
     add('model', help='ONNX file of export.py')
     add('images', nargs='+', help='image files, or folders that are searched for images')
     add('--threshold', type=float, help='probability above which a label is predicted (default: that of the model)')
-    add('--topk', type=int, metavar='K', help='print the K most likely labels, whatever their probabilities')
+    add('--topk', type=int, metavar='K',
+        help='print the K most likely labels, whatever their probabilities (default: none)')
     add('--format', default='text', choices=['text', 'json'],
         help='json: one list of {file, labels} objects (default: %(default)s)')
     args = parser.parse_args()

@@ -30,7 +30,7 @@ def decisive(options: Dict[str, Any]) -> Dict[str, Any]:
 
 def started_from(options: Dict[str, Any], model: Path) -> Dict[str, Any]:
     """Options of a run that starts from a saved model, instead of a network that they describe."""
-    network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained_backbone')
+    network = ('backbone', 'backbone_weights', 'model_kwargs', 'pretrained', 'pretrained_backbone')
     return {**{k: v for k, v in options.items() if k not in network}, 'model': f'local-dir:{model}'}
 
 

@@ -4,8 +4,9 @@
     python train_scripts/train.py                                               # the drawn scenes, on a CPU
     accelerate launch train_scripts/train.py --config coco2014 --data-dir DIR   # one or many GPUs
 
-Options come from the command line, then from a YAML file (--config, by default train_scripts/configs/scenes.yaml), then
-from the defaults below.
+    python train_scripts/train.py --data table --data-dir DIR                   # your own photographs
+
+Options come from the command line, then from a YAML file (--config), then from the defaults below.
 The README in this folder describes data sources, recipes and the files in a run folder.
 """
 import argparse
@@ -19,10 +20,12 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import set_seed, tqdm
 from command_line import create_parser, run_program
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm as tqdm_class
 from train_options import add_training_options, read_arguments
 
 from timm_fan.data import seed_step
 from timm_fan.evaluation import evaluate, share_buffers
+from timm_fan.files import printable
 from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.models import load_model
 from timm_fan.processes import StopRequest, kill_workers
@@ -39,7 +42,9 @@ from timm_fan.training import (
     create_network,
     memory_errors,
     open_splits,
+    starting_point,
 )
+from timm_fan.training.network import Network
 
 _logger = logging.getLogger('timm_fan.train')
 
@@ -49,10 +54,11 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal, the state is saved
 def build_parser() -> argparse.ArgumentParser:
     parser = create_parser(__doc__)
     add = parser.add_argument
-    add('--config', help='name in train_scripts/configs, or YAML file (default: scenes)')
+    add('--config', help='name in train_scripts/configs, or YAML file (default: scenes, or photos for other --data)')
     add('--output', help='run folder (default: runs/CONFIG)')
     add('--resume', nargs='?', const='auto', metavar='RUN',
-        help='resume this run with the options in its config.yaml; without a value, resume --output if it is a run')
+        help='resume this run with the options in its config.yaml; without a value, resume --output if it is a run'
+        ' (default: start a new run)')
     add_training_options(parser)
     return parser
 
@@ -116,7 +122,10 @@ def evaluate_epoch(
     num_bad = len(run.bad_samples.read())
     if num_bad:
         _logger.info('unreadable images so far: %d, see %s', num_bad, run.bad_samples.file)
-    _logger.info('epoch %d/%d  %s  %.0f s', epoch + 1, options.epochs, text, run.seconds())
+    left = run.seconds_left(options.epochs)
+    if left:
+        text += f'  {tqdm_class.format_interval(left)} left' + (' at most' if options.patience else '')
+    _logger.info('epoch %d/%d  %.0f s  %s', epoch + 1, options.epochs, run.seconds(), text)
     accelerator.log({k: v for k, v in row.items() if k != 'epoch' and v is not None}, step=epoch + 1)
     return row
 
@@ -125,6 +134,31 @@ def stop_run(accelerator: Accelerator, run: RunFolder) -> None:
     _logger.info('stopped by a signal; continue with --resume %s', run.path)
     accelerator.end_training()
     sys.exit(EXIT_STOPPED)
+
+
+def log_start(recipe: str, options: TrainingOptions, run: RunFolder, network: Network) -> None:
+    """What the run starts from, and its recipe."""
+    start = f'starts from {starting_point(options)}' if run.checkpoint is None else f'continues {run.path}'
+    size, val_size = (config['input_size'][1] for config in (network.train_config, network.data_config))
+    backbone = f'learns at {options.backbone_lr:g}' if options.backbone_lr else 'is frozen'
+    sizes = f'{size} px' + (f', evaluated at {val_size} px' if val_size != size else '')
+    model = f'{options.model} over {options.backbone}' if options.backbone else options.model
+    _logger.info(
+        '%s %s. Recipe %s: data %s in %s, %s, the backbone %s, new layers learn at %g', model, start, recipe,
+        options.data, printable(options.data_dir), sizes, backbone, options.lr)
+
+
+def log_end(options: TrainingOptions, run: RunFolder, trained: bool) -> None:
+    epochs = len(run.progress.history)
+    if run.stopped_early(options):
+        _logger.info(
+            '%s after epoch %d of %d: no better mAP in %d epochs (--patience %d)',
+            'stopped early' if trained else f'{run.path} had stopped early', epochs, options.epochs,
+            run.epochs_without_gain(), options.patience)
+    elif trained:
+        _logger.info('finished %d epochs in %s', epochs, tqdm_class.format_interval(run.seconds()))
+    else:
+        _logger.info('%s was finished after %d epochs. To train on, raise --epochs', run.path, epochs)
 
 
 def report_on_best(options: TrainingOptions, run: RunFolder, loader: DataLoader, accelerator: Accelerator) -> None:
@@ -144,7 +178,7 @@ def report_on_best(options: TrainingOptions, run: RunFolder, loader: DataLoader,
 
 
 def main(args: argparse.Namespace) -> None:
-    options, run, resume = read_arguments(args)
+    options, run, resume, recipe = read_arguments(args)
     accelerator, options = create_accelerator(options, run.path)
     run.claim(accelerator, resume)
     set_seed(options.seed)
@@ -153,18 +187,21 @@ def main(args: argparse.Namespace) -> None:
     network = create_network(options, train_set, accelerator)
     train_loader, val_loader = create_loaders(train_set, val_set, network, options, accelerator)
     run.open(options, accelerator, train=train_set, val=val_set)
+    log_start(recipe, options, run, network)
     training = Training(network, train_set, options, accelerator)
     run.begin(training, train_set, val_set)
 
     atexit.register(kill_workers)
     with StopRequest() as stop:
         watch = Watch(accelerator, stop, options.non_finite, train_set.images.name)
-        for epoch in run.remaining_epochs(options.epochs):
+        updates_before = run.progress.total_updates
+        for epoch in run.remaining_epochs(options):
             with memory_errors(training.images_at_once):
                 loss = train_one_epoch(epoch, training, train_loader, run, watch)
             run.finish_epoch(training, evaluate_epoch(epoch, loss, training, val_loader, run))
             if watch.check()[1]:
                 stop_run(accelerator, run)
+    log_end(options, run, trained=run.progress.total_updates > updates_before)
     if options.report:
         report_on_best(options, run, val_loader, accelerator)
     accelerator.wait_for_everyone()  # gloo may hang in processes that leave later

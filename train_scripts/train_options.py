@@ -1,5 +1,6 @@
 """The options of a training run on the command line and in YAML files."""
 import argparse
+import re
 import typing
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
@@ -21,7 +22,8 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         extra = field.json_schema_extra
         if extra['group'] not in groups:
             groups[extra['group']] = parser.add_argument_group(extra['group'])
-        default = '' if field.default is None or field.default == {} else f' (default: {field.default})'
+        default = ' (default: none)' if field.default in (None, {}) else f' (default: {field.default})'
+        default = '' if 'default' in field.description else default
         options: Dict[str, Any] = dict(dest=name, default=argparse.SUPPRESS, help=f'{field.description}{default}')
         if field.annotation is bool:
             options['action'] = argparse.BooleanOptionalAction
@@ -43,27 +45,37 @@ def _metavar(annotation: Any) -> str:
     return {int: 'N', float: 'X'}.get(annotation, 'TEXT')
 
 
-def read_arguments(args: argparse.Namespace) -> Tuple[TrainingOptions, RunFolder, Optional[str]]:
-    """The options, the run folder, and how `RunFolder.claim` is to resume it."""
+def read_arguments(args: argparse.Namespace) -> Tuple[TrainingOptions, RunFolder, Optional[str], str]:
+    """The options, the run folder, how `RunFolder.claim` is to resume it, and the recipe in words."""
     resumed = RunFolder(args.resume) if args.resume not in (None, 'auto') else None
     if resumed and args.output:
         raise InputError(f'`resume={args.resume}` continues in that folder: leave `output` out.')
     if resumed and not args.config and not resumed.config.is_file():
         raise InputError(f'`resume`: no file {resumed.config}. Give a run folder.')
-    file = find_config(args.config or (str(resumed.config) if resumed else 'scenes'), CONFIGS, '`config`')
+    config = args.config or (str(resumed.config) if resumed else _default_config(args))
+    file = find_config(config, CONFIGS, '`config`')
+    recipe = file.stem if file.parent == CONFIGS else str(file)
+    if not (args.config or resumed):
+        recipe += ', as no other --config is given'
     options = _read_options(file, args).resolved()
     if resumed:
-        return options, resumed, 'always'
+        return options, resumed, 'always', recipe
     own = RunFolder(file.parent.resolve())
     # the config.yaml of a run repeats it, next to it
     output = args.output or (f'{own.path}-again' if own.is_run() else f'runs/{file.stem}')
-    return options, RunFolder(output), args.resume
+    return options, RunFolder(output), args.resume, recipe
+
+
+def _default_config(args: argparse.Namespace) -> str:
+    """A recipe for the data: that of the scenes is too small for photographs."""
+    source = re.split('[:?]', getattr(args, 'data', 'scenes'))[0]
+    return 'scenes' if source == 'scenes' else 'photos'
 
 
 def _read_options(file: Path, args: argparse.Namespace) -> TrainingOptions:
     """The options of a file, with those of the command line on top.
 
-    Another `model` or `backbone` on the command line replaces that of the file together with its arguments.
+    Another `model` or `backbone` on the command line replaces that of the file together with its arguments and weights.
     """
     values = read_yaml(file) or {}
     if not isinstance(values, dict):
@@ -76,7 +88,8 @@ def _read_options(file: Path, args: argparse.Namespace) -> TrainingOptions:
     if 'model_kwargs' in given:
         given['model_kwargs'] = dict(map(_parse_pair, given['model_kwargs']))
     if 'model' in given or 'backbone' in given:
-        values.update(model='fan', backbone=None, backbone_weights=None, model_kwargs=None)
+        values.update(
+            model='fan', backbone=None, pretrained=None, backbone_weights=None, model_kwargs=None, val_img_size=None)
     return TrainingOptions.parse(merge_options(values, given))
 
 

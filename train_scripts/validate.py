@@ -8,6 +8,7 @@
 """
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Tuple
@@ -19,14 +20,16 @@ from command_line import add_data_arguments, create_parser, run_program
 from torch.utils.data import DataLoader
 
 from timm_fan import InputError
-from timm_fan.data import create_loader
+from timm_fan.data import MultiLabelDataset, create_loader
 from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate, evaluate_binned
 from timm_fan.hub import WEIGHTS_NAME
 from timm_fan.metrics import POLICIES, choose_thresholds, compare, parse_policy
 from timm_fan.models import load_model, model_folder, model_thresholds, save_thresholds
-from timm_fan.processes import share_cores
+from timm_fan.processes import DEVICES, share_cores
 from timm_fan.provenance import file_sha256
 from timm_fan.report import ReportInfo, format_binned, format_comparison, format_scores, write_report
+from timm_fan.training import accelerator_on
+from timm_fan.tta import TTA, with_tta
 
 # options that exclude others
 EXCLUDES = dict(
@@ -45,10 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     add('--threshold', type=float,
         help='probability above which a label is predicted (default: that of the model, or 0.5)')
     add('--choose-thresholds', metavar='POLICY',
-        help=f'choose thresholds on this split, and store them in the model folder: {", ".join(POLICIES)}')
+        help='choose thresholds on this split, and store them in the model folder, for predictions with the same --tta:'
+        f' {", ".join(POLICIES)} (default: choose none)')
+    add('--tta', default='none', choices=TTA,
+        help='flip: average the logits of each image and its mirror image, in twice the time (default: %(default)s)')
     add('--top3-always', action='store_true', help='older Top-3 protocol: always three labels per image')
     add('--bootstrap', type=int, default=1000, help='resamples for the 95%% intervals, 0 for none (default: 1000)')
     add('--binned', action='store_true', help='constant memory for any number of images, with bounds for mAP')
+    add('--device', choices=DEVICES, help='default: the first of these that Accelerate finds')
     add('--batch-size', type=int, default=32, help='images per process (default: %(default)s)')
     add('--workers', type=int, default=2,
         help='data loading processes per process, at most one per core (default: %(default)s)')
@@ -84,7 +91,24 @@ def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator) 
         dataset = dataset_for_model(model, args.data, args.data_dir, args.split)
     loader = accelerator.prepare(create_loader(dataset, args.batch_size, share_cores(args.workers)))
     threshold = args.threshold if args.threshold is not None else model_thresholds(model)
-    return model.to(accelerator.device, memory_format=torch.channels_last), loader, threshold
+    if args.threshold is None and model.thresholds and not args.choose_thresholds and accelerator.is_main_process:
+        print(stored_thresholds(source, model, dataset, args.tta), file=sys.stderr)
+    model = with_tta(model, args.tta).to(accelerator.device, memory_format=torch.channels_last)
+    return model, loader, threshold
+
+
+def stored_thresholds(source: str, model: nn.Module, dataset: MultiLabelDataset, tta: str) -> str:
+    """Where the thresholds of a model come from."""
+    chosen = model.thresholds_chosen_on
+    text = f'thresholds of {source}: {model.threshold_policy or "policy unknown"}'
+    if not chosen:
+        return text
+    text += ', chosen on {data}, split {split} ({images} images), --tta {tta}'.format(**chosen)
+    if chosen['fingerprint'] == dataset.fingerprint():
+        text += '. These are the images of this evaluation: CF1 and OF1 are optimistic'
+    if chosen['tta'] != tta:
+        text += f'. They may not fit --tta {tta}: choose them again'
+    return text
 
 
 def evaluate_model(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Evaluation:
@@ -111,7 +135,13 @@ def report_on_model(args: argparse.Namespace, accelerator: Accelerator) -> None:
         threshold = choose_thresholds(evaluation.logits, evaluation.targets, args.choose_thresholds)
         evaluation = Evaluation.of(
             evaluation.dataset, evaluation.logits, evaluation.targets, threshold, not args.top3_always)
-        save_thresholds(args.model, threshold, args.choose_thresholds)
+        chosen_on = dict(
+            data=args.data, split=args.split, images=len(evaluation.dataset),
+            fingerprint=evaluation.dataset.fingerprint(), tta=args.tta)
+        file = save_thresholds(args.model, threshold, args.choose_thresholds, chosen_on)
+        print(
+            f'thresholds by {args.choose_thresholds} on {args.data} in {args.data_dir}, split {args.split}'
+            f' ({len(evaluation.dataset)} images), --tta {args.tta}, saved in {file}', file=sys.stderr)
     intervals, groups = evaluation.intervals(args.bootstrap), evaluation.groups()
     if args.json:
         print(json.dumps(evaluation.to_dict(intervals, groups), indent=2))
@@ -125,7 +155,7 @@ def report_on_model(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = accelerator_on(args.device, mixed_precision=args.mixed_precision)
     if args.compare:
         compare_models(args, accelerator)
     elif args.binned:

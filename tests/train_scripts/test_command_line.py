@@ -14,6 +14,20 @@ def command_line(monkeypatch):
     return load_program(monkeypatch, 'command_line')
 
 
+@pytest.mark.parametrize('program', [
+    'train', 'validate', 'predict', 'explain', 'inspect_data', 'prepare_data', 'export', 'push_to_hub', 'release',
+    'ablation', 'benchmark'])
+def test_help_has_the_default_of_every_option(monkeypatch, program):
+    parsers = [load_program(monkeypatch, program).build_parser()]
+    for action in parsers[0]._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            parsers += action.choices.values()
+    for parser in parsers:
+        for action in parser._actions:
+            if action.option_strings and action.nargs != 0 and not action.required:
+                assert 'default' in parser._get_formatter()._expand_help(action), action.option_strings
+
+
 @pytest.fixture
 def parser():
     parser = argparse.ArgumentParser()
@@ -97,7 +111,7 @@ def test_a_config_is_a_file_or_a_name(command_line, tmp_path):
 
 def test_unknown_devices_are_refused(command_line):
     command_line.check_device('cpu')
-    with pytest.raises(InputError, match='`device=tpu7` is not a device of PyTorch. Use cpu or cuda'):
+    with pytest.raises(InputError, match='`device=tpu7` is not a device of PyTorch. Use cuda, mps or cpu'):
         command_line.check_device('tpu7')
     for name in ('meta', 'xla'):
         with pytest.raises(InputError, match=f'`device={name}`: PyTorch cannot compute there. Use cpu or cuda'):

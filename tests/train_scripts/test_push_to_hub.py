@@ -21,9 +21,9 @@ def resnet18_run(coco_folder, tmp_path_factory) -> Path:
     """A finished run of a named model, over another backbone than its default. Tests must not change it."""
     folder = tmp_path_factory.mktemp('runs') / 'run'
     launch(
-        SCRIPTS / 'train.py', '--data', 'coco2014', '--data-dir', coco_folder, '--model', 'fan_resnet18',
-        '--model-kwargs', 'backbone=test_resnet', 'embed_dim=16', '--img-size', '64', '--epochs', '2', '--batch-size',
-        '8', '--workers', '0', '--log-with', 'none', '--output', folder)
+        SCRIPTS / 'train.py', '--config', 'scenes', '--data', 'coco2014', '--data-dir', coco_folder,
+        '--model', 'fan_resnet18', '--model-kwargs', 'backbone=test_resnet', 'embed_dim=16', '--img-size', '64',
+        '--epochs', '2', '--batch-size', '8', '--workers', '0', '--log-with', 'none', '--output', folder)
     return folder
 
 

@@ -36,11 +36,13 @@ def test_command_line_options_are_these(monkeypatch):
         '--backbone-weights',
         '--batch-size',
         '--checkpoint-every',
+        '--class-weights',
         '--clip-grad',
         '--config',
         '--cutmix',
         '--data',
         '--data-dir',
+        '--device',
         '--ema-decay',
         '--epochs',
         '--freeze-bn',
@@ -63,12 +65,15 @@ def test_command_line_options_are_these(monkeypatch):
         '--model-kwargs',
         '--no-freeze-bn',
         '--no-grad-checkpointing',
+        '--no-pretrained',
         '--no-pretrained-backbone',
         '--no-report',
         '--no-sync-bn',
         '--non-finite',
         '--opt',
         '--output',
+        '--patience',
+        '--pretrained',
         '--pretrained-backbone',
         '--report',
         '--resume',
@@ -137,13 +142,19 @@ def test_voc_trains_and_evaluates(monkeypatch, capsys, tmp_path):
     (['--clip-grad', '-1'], ['--clip-grad should be greater than or equal to 0, got -1']),
     (['--lr', 'nan'], ['--lr should be a finite number, got nan']),
     (['--lr-base-size', '-4'], ['--lr-base-size should be greater than or equal to 1, got -4']),
+    (['--model', 'fan_resnet18', '--backbone', 'test_resnet'], ['--backbone belongs', '--model fan_resnet18']),
+    (['--pretrained'], ['--pretrained belongs', '--model fan', '--pretrained-backbone']),
+    (['--class-weights', 'balanced', '--loss', 'db'], ['--class-weights balanced', '--loss bce or asl', 'db']),
+    (['--device', 'mps'], ['--device mps', 'Accelerate computes on cpu']),
+    (['--img-size', '225', '--backbone', 'test_vit'], ['--img-size 225', '224 or 240']),
     (['--model-kwargs', 'in_chans=1'], ['--model-kwargs', 'three channels']),
     (['--model-kwargs', 'num_classes=3'], ['--model-kwargs', 'num_classes']),
     (['--model-kwargs', 'drop_rate=2'], ['drop_rate', 'between 0 and 1']),
 ])
 def test_a_mistake_ends_in_one_message(monkeypatch, capsys, coco_folder, tmp_path, options, words):
+    tiny = NO_BACKBONE if '--model' in options else TINY
     code = run_here(
-        monkeypatch, 'train', *TINY, '--data-dir', coco_folder, '--output', tmp_path / 'run', *options)
+        monkeypatch, 'train', *tiny, '--data-dir', coco_folder, '--output', tmp_path / 'run', *options)
     error = capsys.readouterr().err
     assert code == 2
     assert error.count('error:') == 1 and 'Traceback' not in error and '`' not in error
@@ -164,6 +175,8 @@ def test_unknown_category_ends_in_one_message(coco_folder, tmp_path):
     ['--opt', 'sgd', '--lr', '0.1', '--backbone-lr', '0.01', '--sched', 'plateau'],
     ['--loss', 'asl', '--cutmix', '1', '--mixup', '0.2', '--ema-decay', '0.9', '--aa', 'rand-m5', '--clip-grad', '1'],
     ['--grad-accum-steps', '2', '--mixed-precision', 'bf16', '--model-kwargs', 'frn=false', 'cln=false'],
+    ['--class-weights', 'balanced', '--cutmix', '1', '--device', 'cpu'],
+    ['--class-weights', 'balanced', '--loss', 'asl', '--patience', '1'],
     ['--loss', 'db', '--smoothing', '0.1', '--log-with', 'tensorboard'],
     ['--grad-checkpointing', '--ema-decay', '0.9'],
     ['--torchcompile', 'eager', '--ema-decay', '0.9'],
@@ -184,6 +197,30 @@ def test_options_of_the_configs_are_known(monkeypatch, capsys, config, tmp_path)
     options = ['--data', 'coco2014', '--data-dir', tmp_path / 'no', '--output', tmp_path / 'run']
     assert run_here(monkeypatch, 'train', '--config', config, *options) == 2
     assert str(tmp_path / 'no') in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('options, recipe', [
+    ([], 'scenes, as no other --config is given'),
+    (['--data', 'scenes'], 'scenes, as no other --config is given'),
+    (['--data', 'table:labels.csv?val=0.2'], 'photos, as no other --config is given'),
+    (['--data', 'coco2014', '--config', 'scenes'], 'scenes')])
+def test_the_recipe_of_the_scenes_is_for_scenes(monkeypatch, options, recipe):
+    train = load_program(monkeypatch, 'train')
+    values, run, _, found = train.read_arguments(train.build_parser().parse_args(options))
+    assert found == recipe and run.path.name == recipe.split(',')[0]
+    assert values.pretrained == recipe.startswith('photos')
+
+
+def test_photographs_in_one_command(monkeypatch, coco_folder, tmp_path):
+    run = tmp_path / 'run'
+    options = ['--data', 'coco2014', '--data-dir', coco_folder, '--output', run]
+    small = ['--img-size', '64', '--val-img-size', '64', '--epochs', '1', '--workers', '0', '--log-with', 'none']
+    assert run_here(monkeypatch, 'train', *options, *small) == 0
+    first = (run / 'train.log').read_text().splitlines()[0]
+    assert first.endswith(
+        'fan_tf_efficientnet_lite2 starts from its published weights. Recipe photos, as no other --config is given:'
+        f' data coco2014 in {coco_folder}, 64 px, the backbone is frozen, new layers learn at 0.0005')
+    assert load_model(run).num_classes == 6 and (run / 'report' / 'report.html').is_file()
 
 
 def test_batches_without_a_positive_are_counted(monkeypatch, coco_folder, tmp_path):

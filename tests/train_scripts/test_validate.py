@@ -5,8 +5,10 @@ import shutil
 
 import pytest
 from helpers import SCRIPTS, history, launch, run_here, write_hub, write_small_coco, write_table, write_tars
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
+
+from timm_fan.data import read_coco
 
 
 def data_options(folder):
@@ -64,6 +66,43 @@ def test_thresholds_are_kept_and_applied(monkeypatch, capsys, run_folder, coco_f
     (folder / 'config.json').write_text(json.dumps({**config, 'thresholds': [0.5]}))
     assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014') == 2
     assert 'must be 6 numbers' in capsys.readouterr().err
+
+
+def test_thresholds_say_where_they_are_from(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    folder = shutil.copytree(run_folder / 'best', tmp_path / 'model')
+    common = [folder, *data_options(coco_folder), '--bootstrap', '0']
+    chosen = ['--choose-thresholds', 'class-f1', '--tta', 'flip']
+    assert run_here(monkeypatch, 'validate', *common, *chosen) == 0
+    assert (f'thresholds by class-f1 on coco2014 in {coco_folder}, split val (13 images), --tta flip, saved in'
+            f' {folder}/config.json\n') in capsys.readouterr().err
+    kept = json.loads((folder / 'config.json').read_text())['thresholds_chosen_on']
+    fingerprint = read_coco(coco_folder, 'val2014').fingerprint()
+    assert kept == dict(data='coco2014', split='val', images=13, tta='flip', fingerprint=fingerprint)
+    where = 'class-f1, chosen on coco2014, split val (13 images), --tta flip'
+    for options, words, missing in (
+            (['--tta', 'flip'], 'These are the images of this evaluation', 'may not fit'),
+            (['--split', 'train'], 'may not fit --tta none', 'These are'), (['--threshold', '0.5'], '', 'chosen on')):
+        assert run_here(monkeypatch, 'validate', *common, *options) == 0
+        error = capsys.readouterr().err
+        assert words in error and missing not in error and (where in error or not words)
+    for options, noted in (([], True), (['--tta', 'flip'], False), (['--topk', '1'], False)):
+        assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014', *options) == 0
+        assert ('chosen with --tta flip' in capsys.readouterr().err) == noted
+
+
+def test_flipped_images_count_the_same(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    """The mean over both does not change if all images are mirrored, in whatever way it is computed."""
+    mirrored = shutil.copytree(coco_folder, tmp_path / 'coco')
+    for file in (mirrored / 'val2014').iterdir():
+        ImageOps.mirror(Image.open(file)).save(file, 'PNG')
+    scores = {}
+    for tta in ('none', 'flip'):
+        for folder in (coco_folder, mirrored):
+            options = [*data_options(folder), '--tta', tta, '--bootstrap', '0', '--json']
+            assert run_here(monkeypatch, 'validate', run_folder, *options) == 0
+            scores[tta, folder] = json.loads(capsys.readouterr().out)['mAP']
+    assert scores['flip', coco_folder] == pytest.approx(scores['flip', mirrored], abs=1e-3)
+    assert scores['none', coco_folder] != pytest.approx(scores['none', mirrored], abs=1e-3)
 
 
 def test_thresholds_survive_data_that_cannot_be_evaluated(monkeypatch, capsys, run_folder, tmp_path):

@@ -5,7 +5,9 @@ import torch
 import torch.nn as nn
 
 from timm_fan import InputError
+from timm_fan.data.packed import SparseLabels
 from timm_fan.training import LOSSES, create_loss
+from timm_fan.training.loss import WEIGHTED_LOSSES, balanced_weights
 
 
 def make(name, **kwargs):
@@ -71,6 +73,32 @@ def test_loss_of_unknown_labels_only_is_zero(name):
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6)
     assert (logits.grad == 0).all()
+
+
+def test_balanced_weights_by_hand():
+    """Present, absent and unknown labels of four classes on 100 images."""
+    counts = [(20, 60, 20), (80, 20, 0), (1, 99, 0), (0, 0, 100)]
+    columns = [[1] * p + [0] * a + [-1] * u for p, a, u in counts]
+    rows = (tuple([c for c in range(4) if columns[c][i] == value] for value in (1, 0, -1)) for i in range(100))
+    weights = balanced_weights(SparseLabels(rows, 4))
+    torch.testing.assert_close(weights, torch.tensor([3., 0.25, 20., 20.]))
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_weights_of_positive_labels(name):
+    weights = torch.tensor([3., 0.25, 20., 1.])
+    if name not in WEIGHTED_LOSSES:
+        with pytest.raises(InputError, match=f'`loss={name}` takes no weights'):
+            make(name, pos_weight=weights)
+        return
+    logits, targets = batch()
+    weighted, plain = (make(name, pos_weight=w)(logits, targets) for w in (weights, None))
+    for i in range(4):  # each positive label adds its share of the plain loss once more for each unit of its weight
+        one = torch.full((1, 4), -1.)
+        one[0, i] = 1.
+        share = make(name)(logits[:1], one), make(name, pos_weight=weights)(logits[:1], one)
+        torch.testing.assert_close(share[1], weights[i] * share[0])
+    assert weighted != plain
 
 
 @pytest.mark.parametrize('arguments', [

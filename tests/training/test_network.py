@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from timm_fan import InputError
 from timm_fan.data import read_coco
 from timm_fan.models import load_model, save_model
-from timm_fan.training import create_network
+from timm_fan.training import create_loss, create_network
+from timm_fan.training.loss import balanced_weights
 
 NO_BACKBONE = [o for o in TINY if o not in ('--backbone', 'test_resnet')]
 
@@ -65,10 +66,54 @@ def test_arguments_that_a_run_cannot_have(monkeypatch, capsys, coco_folder, tmp_
     assert argument.partition('=')[0] in error and 'Traceback' not in error
 
 
-def test_a_run_folder_is_not_a_model(monkeypatch, capsys, coco_folder, run_folder, tmp_path):
-    options = ['--data-dir', coco_folder, '--output', tmp_path / 'run', '--model', f'local-dir:{run_folder}']
-    assert run_here(monkeypatch, 'train', *NO_BACKBONE, *options) == 2
-    assert 'Pass the folder of a saved model, which is best/ in a run folder.' in capsys.readouterr().err
+@pytest.mark.parametrize('folder', ['.', 'best'])
+def test_fine_tuning_starts_from_the_best_model_of_a_run(monkeypatch, coco_folder, run_folder, folder):
+    train_set = read_coco(coco_folder, 'train2014')
+    model = whole_network(monkeypatch, train_set, '--model', f'local-dir:{run_folder / folder}').model
+    weights = load_file(run_folder / 'best' / 'model.safetensors')
+    assert all(torch.equal(v, weights[name]) for name, v in model.state_dict().items())
+
+
+def test_published_weights_get_a_new_head_for_other_classes(monkeypatch, coco_folder, tmp_path):
+    """Without network, and the saved model has the classes of the data again."""
+    options = ['--model', 'fan_tf_efficientnet_lite2', '--pretrained', '--img-size', '64', '--backbone-lr', '0']
+    run = ['--epochs', '1', '--data-dir', coco_folder, '--output', tmp_path / 'run', '--no-report']
+    assert run_here(monkeypatch, 'train', *NO_BACKBONE, *options, *run) == 0
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'fan_tf_efficientnet_lite2 starts from its published weights. Recipe ' in log.splitlines()[0]
+    assert 'the backbone is frozen' in log.splitlines()[0] and 'it gets a new head' in log
+    model, published = load_model(tmp_path / 'run'), timm.create_model('fan_tf_efficientnet_lite2', pretrained=True)
+    assert model.num_classes == 6
+    assert torch.equal(model.backbone.net.conv_stem.weight, published.backbone.net.conv_stem.weight)
+
+
+def test_a_weighted_classifier_starts_where_its_loss_is_least(monkeypatch, coco_folder):
+    train_set = read_coco(coco_folder, 'train2014')
+    options = ['--backbone', 'test_resnet', '--class-weights', 'balanced']
+    model = whole_network(monkeypatch, train_set, *options).model
+    bias = model.head.fc.bias.detach().requires_grad_()
+    targets = train_set.targets()
+    loss = create_loss('bce', pos_weight=balanced_weights(train_set.labels))(bias.expand_as(targets), targets)
+    loss.backward()
+    assert bias.grad.abs().max() < 0.01 and bias.abs().max() < 0.1
+
+
+@pytest.mark.parametrize('model', [['--model', 'test_vit'], ['--backbone', 'test_vit']])
+def test_a_size_that_is_no_multiple_of_the_patches(monkeypatch, coco_folder, model):
+    train_set = read_coco(coco_folder, 'train2014')
+    whole_network(monkeypatch, train_set, *model, '--img-size', '64')
+    with pytest.raises(InputError, match='`img_size=65` is not a multiple of 16.* Use 64 or 80'):
+        whole_network(monkeypatch, train_set, *model, '--img-size', '65')
+
+
+def test_a_backbone_with_shared_modules(monkeypatch, coco_folder, tmp_path):
+    """CoaT uses one position encoding in several blocks: a tensor has two names."""
+    run, network = tmp_path / 'run', ['--backbone', 'coat_tiny', '--img-size', '64', '--model-kwargs', 'embed_dim=16']
+    options = [*NO_BACKBONE, *network, '--ema-decay', '0.9', '--no-report', '--data-dir', coco_folder, '--output', run]
+    assert run_here(monkeypatch, 'train', *options, '--epochs', '1') == 0
+    assert run_here(monkeypatch, 'train', *options, '--epochs', '2', '--resume') == 0
+    saved = load_file(run / 'last' / 'model.safetensors')
+    assert all(torch.equal(v, saved[name]) for name, v in load_model(run / 'last').state_dict().items())
 
 
 def whole_network(monkeypatch, train_set, *options):
@@ -131,7 +176,7 @@ def test_a_plain_model_takes_weights_but_not_their_classifier(monkeypatch, coco_
 
 
 @pytest.mark.parametrize('options, message', [
-    (['--model', 'test_resnet', '--backbone', 'test_vit'], '`backbone` requires a fan model'),
+    (['--model', 'test_resnet', '--backbone', 'test_vit'], '`backbone` belongs to `model=fan`'),
     (['--model', 'test_resnet', '--backbone-weights', 'no.safetensors'], 'no file no.safetensors'),
     (['--model', 'no_such', '--backbone-weights', 'x'], "'no_such' is not known to timm"),
     (['--model', 'local-dir:best', '--backbone-weights', 'x'], 'leave `backbone_weights` out'),

@@ -29,6 +29,9 @@ MISTAKES = [
     ('loss', 'hinge', "should be 'bce', 'asl', 'poly', 'twoway', 'zlpr', 'db' or 'focal', got 'hinge'"),
     ('sched', 'step', "should be 'cosine' or 'plateau', got 'step'"),
     ('non_finite', 'ignore', "should be 'stop' or 'skip', got 'ignore'"),
+    ('device', 'tpu', "should be 'cuda', 'mps' or 'cpu', got 'tpu'"),
+    ('class_weights', 'equal', "should be 'none' or 'balanced', got 'equal'"),
+    ('patience', -1, 'should be greater than or equal to 0, got -1'),
     ('mixed_precision', 'int8', "should be 'no', 'bf16' or 'fp16', got 'int8'"),
 ]
 

@@ -1,4 +1,6 @@
 """Training that is killed, stopped or short of disk space, and continues as if nothing had happened."""
+import json
+import math
 import os
 import random
 import shutil
@@ -233,6 +235,29 @@ def test_refused_resumption_leaves_the_run_unchanged(monkeypatch, capsys, coco_f
         assert run_here(monkeypatch, 'train', '--resume', run, '--epochs', '2', *options) == 2
         assert words in capsys.readouterr().err
         assert (run / 'config.yaml').read_text() == before
+
+
+def test_changed_options_are_recorded(monkeypatch, coco_folder, tmp_path):
+    """The new rate is that of the schedule from then on."""
+    run, options = tmp_path / 'run', [*TINY, '--data-dir', coco_folder, '--no-report']
+    run_killed(monkeypatch, 1, *options, '--output', run)
+    assert run_here(monkeypatch, 'train', '--resume', run, '--lr', '0.5', '--warmup-epochs', '0') == 0
+    changed = json.loads((run / 'run.json').read_text())['changed_options']
+    assert changed == dict(lr=[0.004, 0.5], warmup_epochs=[0.3, 0.0])
+    assert 'lr is 0.5 now, and was 0.004' in (run / 'train.log').read_text()
+    rates = [row['lr'] for row in history(run)]
+    assert rates[0] < 0.004 and rates[1] == pytest.approx(0.5 * (1 + math.cos(math.pi)) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize('options, message', [
+    (['--backbone-lr', '0'], '--backbone-lr 0.003 and cannot be resumed with 0'),
+    (['--freeze-bn'], '--freeze-bn False and cannot'),
+    (['--backbone', 'test_vit'], '--backbone test_resnet and cannot be resumed with test_vit'),
+    (['--backbone-weights', 'x.safetensors'], '--backbone-weights none and cannot')])
+def test_options_of_the_start_are_refused(monkeypatch, capsys, run_folder, tmp_path, options, message):
+    run = shutil.copytree(run_folder, tmp_path / 'run')
+    assert run_here(monkeypatch, 'train', '--resume', run, '--epochs', '3', *options) == 2
+    assert f'was started with {message}' in capsys.readouterr().err
 
 
 def test_another_number_of_processes_continues_and_says_so(coco_folder, tmp_path):

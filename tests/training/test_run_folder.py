@@ -8,6 +8,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Optional
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from helpers import ROOT, SCRIPTS, TINY, history, run_here, write_small_coco
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from timm_fan.training import RunFolder
+from timm_fan.training import RunFolder, TrainingOptions
+from timm_fan.training.checkpoint import Progress
 
 
 def test_a_run_has_these_files(run_folder):
@@ -85,6 +87,55 @@ def test_data_with_another_number_of_classes_is_refused(monkeypatch, capsys, run
     options = ['--data-dir', data, '--batch-size', '4', '--output', run, '--resume']
     assert run_here(monkeypatch, 'train', *TINY, *options) == 2
     assert 'was saved for 6 classes, but the data has 4' in capsys.readouterr().err
+
+
+def with_scores(run_folder: RunFolder, *scores: Optional[float]) -> RunFolder:
+    """The run after one epoch for each mAP."""
+    run_folder.progress = Progress(['cat'], updates_per_epoch=10)
+    for epoch, score in enumerate(scores, start=1):
+        run_folder.progress.history.append(dict(epoch=epoch, mAP=score))
+        run_folder.progress.best = max(run_folder.progress.best, score or 0)
+    return run_folder
+
+
+@pytest.mark.parametrize('scores, waited', [
+    ([], 0), ([0.2], 0), ([0.2, 0.3], 0), ([0.3, 0.2], 1), ([0.3, 0.3], 1), ([0.2, 0.3, 0.1, 0.2], 2),
+    ([None], 0), ([None, 0.3, None, 0.2], 2), ([None, 0.3, None, 0.2, None], 2), ([None, 0.3, None, 0.4, None], 0)])
+def test_patience_counts_epochs_since_the_best_one(tmp_path, scores, waited):
+    run = with_scores(RunFolder(tmp_path), *scores)
+    assert run.epochs_without_gain() == waited
+    for patience in range(4):
+        options = TrainingOptions(patience=patience, epochs=9)
+        assert run.stopped_early(options) == (0 < patience <= waited)
+        assert next(run.remaining_epochs(options), None) == (None if run.stopped_early(options) else len(scores))
+
+
+def test_the_time_left_is_that_of_the_updates_of_this_process(monkeypatch, tmp_path):
+    run = with_scores(RunFolder(tmp_path), 0.1, 0.2)  # 20 updates before it was resumed
+    run._began, run._updates_before = 1000., 20
+    run.progress.updates = 10
+    monkeypatch.setattr(time, 'time', lambda: 1030.)
+    assert run.seconds_left(epochs=8) == 150
+    assert run.seconds_left(epochs=3) == 0
+
+
+def test_a_run_ends_when_its_patience_does(monkeypatch, coco_folder, tmp_path):
+    """And not again when it is resumed, unless it gets more patience."""
+    run, log = tmp_path / 'run', tmp_path / 'run' / 'train.log'
+    still = ['--lr', '0', '--opt', 'sgd', '--freeze-bn', '--ema-decay', '0.9']
+    options = [*TINY, *still, '--model-kwargs', 'frn=false', '--no-report', '--data-dir', coco_folder, '--output', run]
+    assert run_here(monkeypatch, 'train', *options, '--epochs', '9', '--patience', '2', '--val-interval', '2') == 0
+    assert 'stopped early after epoch 4 of 9: no better mAP in 2 epochs (--patience 2)' in log.read_text()
+    assert json.loads((run / 'run.json').read_text())['stopped_early']
+    assert ' left at most' in log.read_text()
+    assert run_here(monkeypatch, 'train', '--resume', run) == 0
+    assert f'{run} had stopped early after epoch 4 of 9' in log.read_text()
+    assert len(RunFolder(run).read_history()) == 4
+    assert run_here(monkeypatch, 'train', '--resume', run, '--patience', '0', '--epochs', '5') == 0
+    assert 'finished 5 epochs in ' in log.read_text()
+    assert run_here(monkeypatch, 'train', '--resume', run) == 0
+    assert f'{run} was finished after 5 epochs. To train on, raise --epochs' in log.read_text()
+    assert not json.loads((run / 'run.json').read_text())['stopped_early']
 
 
 def start(data: Path, output: Path) -> subprocess.Popen:

@@ -1,10 +1,12 @@
 """Losses that are not finite, and too little memory."""
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import TINY, run_here
 from safetensors.torch import load_file
 
-from timm_fan.training import training
+from timm_fan.processes import StopRequest
+from timm_fan.training import Watch, training
 
 
 @pytest.fixture
@@ -53,6 +55,16 @@ def test_skipped_updates(monkeypatch, capsys, coco_folder, tmp_path, poison):
     poison(2, 99)
     assert run_here(monkeypatch, 'train', *options, tmp_path / 'all') == 2
     assert 'for the 10th time in a row' in capsys.readouterr().err
+
+
+def test_a_loss_that_explodes_is_warned_of_once(caplog):
+    watch = Watch(Accelerator(cpu=True), StopRequest(), 'stop', str)
+    for update, losses in enumerate([(0.6, 0.8), (20., 30.), (699., 699.), (701., 703.), (1e9, 1e9)]):
+        for loss in losses:
+            watch.add(torch.tensor(loss), torch.tensor([0]))
+        assert watch.check(f'update {update}') == (True, False)
+    [record] = caplog.records
+    assert record.getMessage() == 'the loss has grown from 0.7 to 702 in update 3: lower --lr, or set --clip-grad'
 
 
 def test_out_of_memory_names_the_remedies(monkeypatch, capsys, coco_folder, tmp_path):

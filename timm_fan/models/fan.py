@@ -479,7 +479,7 @@ def fan_efficientnet_b0(pretrained: bool = False, **kwargs: Any) -> FAN:
 @register_model
 def fan_tf_efficientnet_lite2(pretrained: bool = False, **kwargs: Any) -> FAN:
     """The model that comes with the package, with its weights for the 20 classes of PASCAL VOC."""
-    model_args = dict(backbone='tf_efficientnet_lite2.in1k', embed_dim=128, final_features=False, num_classes=20)
+    model_args = dict(backbone='tf_efficientnet_lite2.in1k', embed_dim=128, final_features=False)
     return _create_fan('fan_tf_efficientnet_lite2', pretrained=pretrained, **dict(model_args, **kwargs))
 
 

@@ -17,10 +17,7 @@ from timm_fan.errors import InputError
 from timm_fan.files import check_utf8, read_json, write_text, written_folder
 from timm_fan.hub import CONFIG_NAME, WEIGHTS_NAME, hub_errors
 
-from .factory import create_model
-
-# folder of the best model in a folder that has several
-BEST = 'best'
+from .factory import BEST, create_model
 
 
 def label_names(model: nn.Module) -> List[str]:
@@ -93,20 +90,31 @@ def save_model(
         write_text(file, json.dumps(config, indent=2))
 
 
-def save_thresholds(folder: Union[str, Path], thresholds: Sequence[float], policy: str) -> None:
+def save_thresholds(
+        folder: Union[str, Path],
+        thresholds: Sequence[float],
+        policy: str,
+        chosen_on: Optional[Dict[str, Any]] = None,
+) -> Path:
     """Store thresholds in the config.json of a model or run folder, for `load_model` and `model_thresholds`.
 
     Args:
         folder: A run or model folder.
         thresholds: Probability for each class, in 0..1.
         policy: How they were chosen.
+        chosen_on: The images they were chosen on: `data`, `split`, `images` (their number), `fingerprint` (that of the
+            data set), and the test-time augmentation `tta`.
+
+    Returns:
+        The file.
 
     Raises:
         InputError: The folder contains no model.
     """
     file = model_folder(folder) / CONFIG_NAME
-    write_text(file, json.dumps({**read_json(file), 'thresholds': list(thresholds), 'threshold_policy': policy},
-                                indent=2))
+    chosen = dict(thresholds=list(thresholds), threshold_policy=policy, thresholds_chosen_on=chosen_on)
+    write_text(file, json.dumps({**read_json(file), **chosen}, indent=2))
+    return file
 
 
 def is_model(source: Union[str, Path]) -> bool:
@@ -171,6 +179,8 @@ def _are_thresholds(values: Any, num_classes: int) -> bool:
 def load_model(source: Union[str, Path], cache_dir: Optional[Union[str, Path]] = None) -> nn.Module:
     """Load a trained model in evaluation mode, with its thresholds (see `model_thresholds`).
 
+    Its attributes `threshold_policy` and `thresholds_chosen_on` are what `save_thresholds` stored, or None.
+
     Args:
         source: A model folder, a run folder (its best model), or a name for `timm.create_model`, e.g.
             `hf-hub:someone/fan_resnet101.coco2014`, optionally with `@REVISION` after it.
@@ -189,10 +199,12 @@ def load_model(source: Union[str, Path], cache_dir: Optional[Union[str, Path]] =
     if len(label_names(model)) != model.num_classes:
         raise InputError(
             f'{source}: config.json names {len(label_names(model))} labels for {model.num_classes} classes.')
-    thresholds = read_saved_config(model.pretrained_cfg, cache_dir).get('thresholds')
+    config = read_saved_config(model.pretrained_cfg, cache_dir)
+    thresholds = config.get('thresholds')
     if thresholds is not None and not _are_thresholds(thresholds, model.num_classes):
         raise InputError(
             f'{source}: the thresholds in config.json must be {model.num_classes} numbers between 0 and 1, one for each'
             f' class, got {thresholds!r:.80}. Choose the thresholds again.')
-    model.thresholds = thresholds
+    model.thresholds, model.threshold_policy = thresholds, config.get('threshold_policy')
+    model.thresholds_chosen_on = config.get('thresholds_chosen_on')
     return model

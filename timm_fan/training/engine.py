@@ -1,7 +1,8 @@
 """The accelerator of a run: precision, processes, the division of an update among them, and the logger."""
 from pathlib import Path
-from typing import Tuple
+from typing import Any, Optional, Tuple
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, DistributedType, ProjectConfiguration
 
@@ -9,6 +10,21 @@ from timm_fan.errors import InputError
 from timm_fan.files import printable
 
 from .options import TrainingOptions
+
+
+def accelerator_on(device: Optional[str], **kwargs: Any) -> Accelerator:
+    """An accelerator for 'cuda', 'mps' or 'cpu', or for the device of its own choice. `kwargs` are its other arguments.
+
+    Raises:
+        InputError: It computes elsewhere, because there is no such device, or because accelerate launch says so.
+    """
+    accelerator = Accelerator(cpu=device == 'cpu', **kwargs)
+    if device and accelerator.device.type != device:
+        raise InputError(
+            f'`device={device}`: Accelerate computes on {accelerator.device.type} here, because PyTorch finds no such'
+            ' device, or because of the configuration of Accelerate or ACCELERATE_USE_CPU. Leave `device` out, or'
+            ' change these.')
+    return accelerator
 
 
 def create_accelerator(options: TrainingOptions, folder: Path) -> Tuple[Accelerator, TrainingOptions]:
@@ -22,17 +38,20 @@ def create_accelerator(options: TrainingOptions, folder: Path) -> Tuple[Accelera
     """
     log_with = None if options.log_with == 'none' else options.log_with
     try:
-        accelerator = Accelerator(
+        accelerator = accelerator_on(
+            options.device,
             mixed_precision=options.mixed_precision,
             gradient_accumulation_steps=options.grad_accum_steps,
             dynamo_backend=options.torchcompile,
             dataloader_config=DataLoaderConfiguration(
-                use_seedable_sampler=True, data_seed=options.seed, non_blocking=True),
+                use_seedable_sampler=True, data_seed=options.seed, non_blocking=torch.cuda.is_available()),
             log_with=log_with,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )
     except ImportError as error:
         raise InputError(f'{error} Install the training dependencies: pip install "timm-fan[train]".') from error
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f'Accelerate rejects the options: {error}') from error
     if log_with and not accelerator.log_with:

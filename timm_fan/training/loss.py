@@ -3,12 +3,17 @@ from typing import Optional, Sequence
 
 import torch
 import torch.nn as nn
-from timm.loss import MULTI_LABEL_LOSS_TYPES, create_classification_loss
+from timm.loss import MULTI_LABEL_LOSS_TYPES, compute_class_weights, create_classification_loss
 from torchvision.ops import sigmoid_focal_loss
 
+from timm_fan.data.packed import SparseLabels
 from timm_fan.errors import InputError
 
 LOSSES = (*MULTI_LABEL_LOSS_TYPES, 'focal')
+# those with a pos_weight in timm
+WEIGHTED_LOSSES = ('bce', 'asl')
+# a class with one positive image among thousands must not be all that a batch is about
+_MAX_WEIGHT = 20.
 
 # its exp() is zero in float32, so that an absent label with this logit adds nothing to a log-sum-exp
 _ABSENT_LOGIT = -1e4
@@ -56,12 +61,31 @@ class MaskedLoss(nn.Module):
         return loss.sum() / known.sum().clamp(min=1)
 
 
+def balanced_weights(labels: SparseLabels) -> torch.Tensor:
+    """Weight of the positive labels of each class at which its present and absent labels count the same.
+
+    It is absent / present among the known labels, as `neg_pos` of timm's `compute_class_weights` and as PyTorch
+    recommends for the `pos_weight` of `BCEWithLogitsLoss`, limited to 1/20 .. 20. A class of which nothing is known, or
+    which is never present, has 20.
+
+    Returns:
+        float32 (num_classes,)
+    """
+    present, absent, _ = labels.counts()
+    # the number of images is the same for all classes in timm: unknown ones are filled in at the rate of the known
+    num_samples = len(labels)
+    counts = num_samples * present / (present + absent).clamp(min=1)
+    _, weights = compute_class_weights(counts, num_samples, 'neg_pos', max_weight=_MAX_WEIGHT)
+    return torch.where(present > 0, weights.clamp(min=1 / _MAX_WEIGHT), _MAX_WEIGHT)
+
+
 def create_loss(
         name: str = 'bce',
         smoothing: float = 0.,
         soft_targets: bool = False,
         class_counts: Optional[Sequence[int]] = None,
         num_samples: Optional[int] = None,
+        pos_weight: Optional[torch.Tensor] = None,
 ) -> MaskedLoss:
     """Create a masked multi-label loss.
 
@@ -71,6 +95,7 @@ def create_loss(
         soft_targets: Whether targets come from Mixup or CutMix, which twoway and zlpr do not support.
         class_counts: Positive training images of each class, for db.
         num_samples: Training images, for db.
+        pos_weight: Weight of the positive labels of each class, (num_classes,), for bce and asl.
 
     Raises:
         timm_fan.InputError: Unknown name, or a combination that the loss does not support.
@@ -79,8 +104,11 @@ def create_loss(
         raise InputError(f"Unknown `loss={name}`, expected one of {', '.join(LOSSES)}.")
     if (soft_targets or smoothing) and name in ('twoway', 'zlpr'):
         raise InputError(f'`loss={name}` requires binary targets: set `mixup`, `cutmix` and `smoothing` to 0.')
+    if pos_weight is not None and name not in WEIGHTED_LOSSES:
+        raise InputError(f'`loss={name}` takes no weights of classes, only {" and ".join(WEIGHTED_LOSSES)} do.')
     if name == 'focal':
         return MaskedLoss(FocalLoss(smoothing))
     counts = dict(class_counts=class_counts, num_samples=num_samples) if name == 'db' else {}
     # MultiLabelMixup leaves smoothing to the loss, so timm is not told about soft targets
-    return MaskedLoss(create_classification_loss(name, multi_label=True, smoothing=smoothing, **counts))
+    return MaskedLoss(create_classification_loss(
+        name, multi_label=True, smoothing=smoothing, pos_weight=pos_weight, **counts))

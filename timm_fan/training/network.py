@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 from accelerate import Accelerator
 from timm.data import resolve_model_data_config
-from timm.layers import convert_sync_batchnorm
+from timm.layers import PatchEmbed, convert_sync_batchnorm
 from timm.models import get_model_input_config
 
 from timm_fan.data import MultiLabelDataset
@@ -16,6 +16,7 @@ from timm_fan.models.backbone import unused_parameters
 from timm_fan.models.factory import check_name
 from timm_fan.models.pretrained import read_backbone_weights
 
+from .loss import balanced_weights
 from .options import TrainingOptions
 
 
@@ -48,19 +49,17 @@ def create_network(options: TrainingOptions, train_set: MultiLabelDataset, accel
     with accelerator.local_main_process_first():
         model = _create_model(options, len(train_set.class_names))
     notes = []
-    trained = _is_saved(options) and model.num_classes == model.pretrained_cfg['num_classes']
+    trained = _has_classifier(options) and model.num_classes == model.pretrained_cfg['num_classes']
     saved_names = model.pretrained_cfg.get('label_names')
     if saved_names is not None and label_names(model) != list(train_set.class_names):
         model.reset_classifier(model.num_classes)
         notes.append(f'{options.model} was trained on other classes, or the same in another order: it gets a new head')
         trained = False
     if not trained:
-        constant = options.head_init_bias
-        bias = train_set.labels.prior().logit() if constant is None else torch.full((model.num_classes,), constant)
-        set_classifier_bias(model.get_classifier(), bias)
+        set_classifier_bias(model.get_classifier(), _initial_bias(options, train_set))
     train_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
     data_config = _evaluated_config(model, train_config, options)
-    unused = freeze_unused(model, train_config['input_size'])
+    unused = _freeze_unused(model, train_config['input_size'], options)
     if unused:
         notes.append(f'{len(unused)} parameters do not affect the logits and are frozen: {unused[0]}, ...')
     model = _set_execution_options(model, options, accelerator.device)
@@ -78,8 +77,51 @@ def _evaluated_config(model: nn.Module, train_config: Dict[str, Any], options: T
 
 
 def _is_saved(options: TrainingOptions) -> bool:
-    """Whether `model` is a saved model, which may have a trained classifier."""
     return ':' in options.model
+
+
+def _has_classifier(options: TrainingOptions) -> bool:
+    """Whether the model comes with weights of a whole model, which may have a classifier of these classes."""
+    return _is_saved(options) or options.pretrained
+
+
+def _initial_bias(options: TrainingOptions, train_set: MultiLabelDataset) -> torch.Tensor:
+    """Bias of a new classifier, (num_classes,): the constant logit of each class with the least loss."""
+    if options.head_init_bias is not None:
+        return torch.full((len(train_set.class_names),), options.head_init_bias)
+    bias = train_set.labels.prior().logit()
+    return bias + balanced_weights(train_set.labels).log() if options.class_weights == 'balanced' else bias
+
+
+def _freeze_unused(model: nn.Module, input_size: Sequence[int], options: TrainingOptions) -> List[str]:
+    """`freeze_unused` for images of a size that the model can compute, otherwise InputError."""
+    size = input_size[-1]
+    for patches in (m for m in model.modules() if isinstance(m, PatchEmbed) and not m.dynamic_img_pad):
+        patch = patches.patch_size[-1]
+        if size % patch:  # timm leaves out the rest of the image, or ends in an assertion
+            near = max(patch, size // patch * patch)
+            raise InputError(
+                f'`img_size={size}` is not a multiple of {patch}, the size of the patches of'
+                f" '{options.backbone or options.model}'. Use {near} or {near + patch}.")
+    try:
+        return freeze_unused(model, input_size)
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(
+            f"'{options.backbone or options.model}' cannot compute images of {size} pixels: {error}. Choose another"
+            ' `img_size`.') from error
+
+
+def starting_point(options: TrainingOptions) -> str:
+    """The weights that a new run starts from, in words."""
+    if options.pretrained:
+        return 'its published weights'
+    if _is_saved(options):
+        return 'its trained weights'
+    if options.backbone_weights:
+        return f'{options.backbone_weights}, the weights of the backbone'
+    if options.pretrained_backbone:
+        return "timm's pretrained weights of the backbone"
+    return 'random weights, from scratch'
 
 
 def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
@@ -93,7 +135,7 @@ def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
             kwargs.setdefault('img_size', options.img_size)
         source = options.model_dump(include={'backbone', 'backbone_weights', 'pretrained_backbone'})
         kwargs.update({key: value for key, value in source.items() if value})
-        model = create_model(options.model, num_classes=num_classes, **kwargs)
+        model = create_model(options.model, pretrained=options.pretrained, num_classes=num_classes, **kwargs)
     else:
         model = _create_other_model(options, num_classes, kwargs)
     size, config = options.img_size, get_model_input_config(model)
@@ -108,8 +150,6 @@ def _create_model(options: TrainingOptions, num_classes: int) -> nn.Module:
 
 def _create_other_model(options: TrainingOptions, num_classes: int, kwargs: Dict[str, Any]) -> nn.Module:
     """A saved model, or a plain timm model, whose pretrained classifier is not used."""
-    if options.backbone:
-        raise InputError(f'`backbone` requires a fan model, not `model={options.model}`.')
     if _is_saved(options):
         if options.backbone_weights:
             raise InputError(f'`model={options.model}` has weights: leave `backbone_weights` out.')

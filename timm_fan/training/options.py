@@ -6,8 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, 
 
 from timm_fan.data import SOURCES
 from timm_fan.errors import InputError
+from timm_fan.processes import DEVICES
 
-from .loss import LOSSES
+from .loss import LOSSES, WEIGHTED_LOSSES
 
 
 def _option(
@@ -36,10 +37,18 @@ class TrainingOptions(BaseModel):
         'scenes', f'data source NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)}', 'data')
     data_dir: str = _option('data', 'folder of the data set; the scenes are drawn there once', 'data', card=False)
 
-    model: str = _option('fan', 'timm model, or local-dir:FOLDER or hf-hub:REPO to fine-tune one', 'model')
-    backbone: Optional[str] = _option(None, "timm model that 'fan' is built on", 'model')
-    backbone_weights: Optional[str] = _option(None, 'safetensors file of the plain timm model', 'model')
-    pretrained_backbone: StrictBool = _option(False, "load timm's weights of the backbone from the Hub", 'model')
+    model: str = _option(
+        'fan', 'timm model, or local-dir:FOLDER (a model or run folder) or hf-hub:REPO to fine-tune one', 'model',
+        resumable=False)
+    backbone: Optional[str] = _option(None, "timm model that 'fan' is built on", 'model', resumable=False)
+    pretrained: StrictBool = _option(
+        False, 'start from the published weights of a whole FAN; those of fan_tf_efficientnet_lite2 come with timm_fan',
+        'model', resumable=False)
+    backbone_weights: Optional[str] = _option(
+        None, 'safetensors file of the plain timm model', 'model', resumable=False)
+    pretrained_backbone: StrictBool = _option(
+        False, "load timm's weights of the backbone from the Hub; without effect next to pretrained", 'model',
+        resumable=False)
     head_init_bias: Optional[float] = _option(
         None, 'bias of a new classifier at the start; default: the log-odds of each class among the known training'
         ' labels', 'model', resumable=False)
@@ -69,10 +78,13 @@ class TrainingOptions(BaseModel):
         0., 'decay of the moving average of the weights, which is evaluated instead of them; 0 for none',
         'optimization', ge=0, le=1)
     freeze_bn: StrictBool = _option(
-        False, 'freeze BatchNorm of the backbone, for small batches and few images', 'optimization')
+        False, 'freeze BatchNorm of the backbone, for small batches and few images', 'optimization', resumable=False)
     seed: int = _option(0, 'random seed', 'optimization', ge=0, le=2 ** 32 - 1)
 
     loss: Literal[LOSSES] = _option('bce', 'loss', 'loss and augmentation')
+    class_weights: Literal['none', 'balanced'] = _option(
+        'none', 'weigh the positive labels of a class in bce or asl; balanced: by absent / present among its known'
+        ' training labels', 'loss and augmentation')
     smoothing: float = _option(0., 'label smoothing', 'loss and augmentation', ge=0, le=0.99)
     mixup: float = _option(0., 'alpha of Mixup, 0 for none', 'loss and augmentation', ge=0)
     cutmix: float = _option(0., 'alpha of CutMix, 0 for none', 'loss and augmentation', ge=0)
@@ -82,6 +94,9 @@ class TrainingOptions(BaseModel):
     min_crop: float = _option(
         0.25, 'smallest area of the random crop, as a share of the image', 'loss and augmentation', ge=0, le=1)
 
+    device: Optional[Literal[DEVICES]] = _option(
+        None, 'device of the training; default: what Accelerate finds or accelerate launch says, cuda, then mps, then'
+        ' cpu', 'execution', card=False)
     mixed_precision: Optional[Literal['no', 'bf16', 'fp16']] = _option(
         None, "precision of the computation; default: that of accelerate's configuration, or no", 'execution')
     grad_accum_steps: int = _option(
@@ -97,6 +112,9 @@ class TrainingOptions(BaseModel):
 
     val_interval: int = _option(
         1, 'epochs between evaluations; the last epoch is always evaluated', 'evaluation and checkpoints', ge=1)
+    patience: int = _option(
+        0, 'end the run after so many epochs without a better mAP, 0 to train all epochs',
+        'evaluation and checkpoints', ge=0)
     checkpoint_every: int = _option(
         0, 'updates between checkpoints within an epoch, 0 for none', 'evaluation and checkpoints', ge=0)
     keep: int = _option(2, 'number of checkpoints to keep', 'evaluation and checkpoints', ge=1)
@@ -125,6 +143,17 @@ class TrainingOptions(BaseModel):
         if self.sched == 'plateau' and self.val_interval > 1:
             raise ValueError(
                 f'`sched=plateau` requires an evaluation of every epoch, not `val_interval={self.val_interval}`')
+        if self.backbone and self.model != 'fan':
+            raise ValueError(
+                f'`backbone` belongs to `model=fan`: leave it out for `model={self.model}`, which has its own')
+        if self.pretrained and not self.model.startswith('fan_'):
+            raise ValueError(
+                f'`pretrained` belongs to a FAN with published weights, not to `model={self.model}`: load those of a'
+                ' backbone or of a plain timm model by `pretrained_backbone`')
+        if self.class_weights == 'balanced' and self.loss not in WEIGHTED_LOSSES:
+            raise ValueError(
+                f"`class_weights=balanced` requires `loss` {' or '.join(WEIGHTED_LOSSES)}, whose positive labels timm"
+                f' can weigh, not {self.loss}')
         return self
 
     @classmethod

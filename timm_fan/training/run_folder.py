@@ -9,7 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Literal, Optional, Sequence, Union
 
 import yaml
 from accelerate import Accelerator
@@ -69,8 +69,11 @@ class RunFolder:
         self.progress: Optional[Progress] = None
         self._record_file, self._checkpoints = self.path / 'run.json', self.path / 'checkpoints'
         self._record: Dict[str, Any] = {}
+        self._changed: Dict[str, Any] = {}
         self._lock = FileLock(self.path / 'run.lock', timeout=0)
         self._started = time.time()
+        # time and updates of the start of this process, to predict the time that is left
+        self._began, self._updates_before = self._started, 0
 
     def is_run(self) -> bool:
         """Whether the folder contains a run that has begun."""
@@ -149,17 +152,24 @@ class RunFolder:
         self.progress = read_progress(self.checkpoint, class_names, updates_per_epoch)
 
     def _check_unchanged(self, options: TrainingOptions) -> None:
-        """Raise InputError unless the options fit the state of the optimizer in the checkpoint."""
+        """Raise InputError unless the options fit the checkpoint. Note which others have changed."""
         try:
             before = self.read_options()
         except (OSError, InputError):
             return
-        rates = ('lr', 'backbone_lr') if options.sched == 'plateau' else ()
-        for name in (*TrainingOptions.names(resumable=False), *rates):
-            if before.get(name, getattr(options, name)) != getattr(options, name):
+        now = options.model_dump()
+        self._changed = {name: [before[name], now[name]] for name in now if before.get(name, now[name]) != now[name]}
+        fixed = TrainingOptions.names(resumable=False)
+        if options.sched == 'plateau':
+            fixed += ('lr', 'backbone_lr')
+        elif 0 in self._changed.get('backbone_lr', ()):  # the optimizer has no state for a frozen backbone
+            fixed += ('backbone_lr',)
+        for name in fixed:
+            if name in self._changed:
+                was, wanted = ('none' if value is None else value for value in self._changed[name])
                 raise InputError(
-                    f'{self.path} was started with `{name}={before[name]}` and cannot be resumed with'
-                    f' {getattr(options, name)}. Start a new run with `model=local-dir:{self.best}`.')
+                    f'{self.path} was started with `{name}={was}` and cannot be resumed with {wanted}. Start a new run'
+                    f' with `model=local-dir:{self.best}`.')
 
     def open(self, options: TrainingOptions, accelerator: Accelerator, **splits: MultiLabelDataset) -> None:
         """Create the folder, if necessary, reserve it for this run until the process ends, and start its log.
@@ -218,13 +228,14 @@ class RunFolder:
             self._record = self._continued(self._record)
             self._log_resumption(accelerator.num_processes)
         self.progress.num_processes = accelerator.num_processes
-        self._started = time.time() - self.progress.seconds
+        self._began, self._updates_before = time.time(), self.progress.total_updates
+        self._started = self._began - self.progress.seconds
         if accelerator.is_main_process:
             write_text(self.config, yaml.safe_dump(options.model_dump()))
         start_logger(accelerator, options, self.path)
 
     def _continued(self, record: Dict[str, Any]) -> Dict[str, Any]:
-        """The record of a resumed run, with those of earlier starts under `earlier`."""
+        """The record of a resumed run, with its changed options, and those of earlier starts under `earlier`."""
         try:
             earlier = self.read_record()
         except InputError:
@@ -233,11 +244,13 @@ class RunFolder:
             return record
         if earlier.get('data') != record['data']:
             _logger.warning('the data has changed since %s was started: other images, labels or classes', self.path)
-        return {**record, 'earlier': [*earlier.pop('earlier', []), earlier]}
+        return {**record, 'changed_options': self._changed, 'earlier': [*earlier.pop('earlier', []), earlier]}
 
     def _log_resumption(self, num_processes: int) -> None:
         progress = self.progress
         _logger.info('resumed %s after epoch %d and %d updates', self.path, len(progress.history), progress.updates)
+        for name, (before, now) in self._changed.items():
+            _logger.info('%s is %s now, and was %s', name, now, before)
         if progress.num_processes != num_processes:
             _logger.info(
                 'it ran on %d process(es) and continues with %d: the batches are the same, but divided'
@@ -248,9 +261,26 @@ class RunFolder:
         """Training time so far, over all starts."""
         return time.time() - self._started
 
-    def remaining_epochs(self, epochs: int) -> range:
-        """Epochs to train, counted from 0."""
-        return range(len(self.progress.history), epochs)
+    def seconds_left(self, epochs: int) -> float:
+        """Time that the rest of the epochs takes at the rate of this process so far, with evaluations."""
+        done = self.progress.total_updates
+        rate = (time.time() - self._began) / max(1, done - self._updates_before)
+        return rate * (epochs * self.progress.updates_per_epoch - done)
+
+    def epochs_without_gain(self) -> int:
+        """Epochs since the one with the best mAP, counted at the latest evaluation."""
+        evaluated = [row for row in self.progress.history if row['mAP'] is not None]
+        best = next((row['epoch'] for row in evaluated if row['mAP'] == self.progress.best), 0)
+        return evaluated[-1]['epoch'] - best if evaluated else 0
+
+    def stopped_early(self, options: TrainingOptions) -> bool:
+        """Whether the patience of the options has been exhausted."""
+        return 0 < options.patience <= self.epochs_without_gain()
+
+    def remaining_epochs(self, options: TrainingOptions) -> Iterator[int]:
+        """Epochs to train, counted from 0. Each must have been finished before the next is requested."""
+        while len(self.progress.history) < options.epochs and not self.stopped_early(options):
+            yield len(self.progress.history)
 
     def finish_epoch(self, training: Training, row: Dict[str, Any]) -> None:
         """Record the metrics of an epoch, save its model, the best model so far, and a checkpoint.
@@ -288,6 +318,7 @@ class RunFolder:
         self.progress.seconds = round(self.seconds(), 1)
         self.progress.scheduler = training.scheduler_state()
         if training.accelerator.is_main_process:
-            record = {**self._record, 'seconds': self.progress.seconds}
+            early = self.stopped_early(training.options)
+            record = {**self._record, 'seconds': self.progress.seconds, 'stopped_early': early}
             write_text(self._record_file, json.dumps(record, indent=2))
         save_checkpoint(training.accelerator, self._checkpoints, training.ema, self.progress, training.options.keep)

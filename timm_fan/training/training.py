@@ -20,7 +20,7 @@ from timm_fan.models import save_model
 
 from .checkpoint import Progress
 from .engine import images_at_once
-from .loss import create_loss
+from .loss import balanced_weights, create_loss
 from .network import Network, backbone_parameters
 from .options import TrainingOptions
 
@@ -73,7 +73,9 @@ class Training:
         self.mixup = self._create_mixup()
         self.criterion = create_loss(
             options.loss, options.smoothing, soft_targets=self.mixup is not None,
-            class_counts=self._count_labels(train_set), num_samples=len(train_set)).to(accelerator.device)
+            class_counts=self._count_labels(train_set), num_samples=len(train_set),
+            pos_weight=balanced_weights(train_set.labels) if options.class_weights == 'balanced' else None,
+        ).to(accelerator.device)
 
         self._sharded = accelerator.distributed_type == DistributedType.FSDP
         self.network, self._frozen_norms = network.model, network.frozen_norms

@@ -1,6 +1,7 @@
 """What can go wrong during training: losses that are not finite, requests to stop, too little memory."""
 import contextlib
-from typing import Callable, Iterator, List, Tuple
+import logging
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
 from accelerate import Accelerator
@@ -9,8 +10,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from timm_fan.errors import InputError
 from timm_fan.processes import StopRequest
 
+_logger = logging.getLogger(__name__)
+
 # so many updates in a row whose loss is not finite end the run, even if they are to be skipped
 _PATIENCE = 10
+# growth since the first update that is warned of
+_DIVERGED = 1000
 
 
 class Watch:
@@ -27,6 +32,8 @@ class Watch:
         self.accelerator, self.stop, self.policy, self.name = accelerator, stop, policy, name
         self._skipped = 0  # in a row
         self._parts: List[Tuple[torch.Tensor, torch.Tensor]] = []
+        self._first_loss: Optional[float] = None
+        self._has_warned = False
 
     def add(self, loss: torch.Tensor, indices: torch.Tensor) -> None:
         """A part of the update: its loss, a scalar, and the indices of its images (B,)."""
@@ -45,14 +52,18 @@ class Watch:
             InputError: The run ends because a loss of this process is not finite.
             SystemExit: The run ends because of another process, with code 2.
         """
-        flags = torch.zeros(2, device=self.accelerator.device)
+        flags = torch.zeros(3, device=self.accelerator.device)
         flags[1] = bool(self.stop)
         for loss, _ in self._parts:
             flags[0] += ~loss.isfinite()
+            flags[2] += loss / len(self._parts)
         parts, self._parts = self._parts, []
-        not_finite, stop = (n > 0 for n in self.accelerator.reduce(flags, reduction='sum').tolist())
+        *counts, loss_sum = self.accelerator.reduce(flags, reduction='sum').tolist()
+        not_finite, stop = (n > 0 for n in counts)
         if not not_finite:
-            self._skipped = 0 if parts else self._skipped
+            if parts:
+                self._skipped = 0
+                self._warn_of_growth(loss_sum / self.accelerator.num_processes, where)
             return True, stop
         self._skipped += 1
         if self.policy == 'skip' and self._skipped < _PATIENCE:
@@ -65,6 +76,14 @@ class Watch:
                     f'The loss is {loss.item()}{times} in {where}, on these images: {images}. Lower `lr`, set'
                     ' `clip_grad`, train without mixed precision, or skip such updates: `non_finite=skip`.')
         raise SystemExit(2)
+
+    def _warn_of_growth(self, loss: float, where: str) -> None:
+        self._first_loss = self._first_loss or loss
+        if loss > _DIVERGED * self._first_loss > 0 and not self._has_warned:
+            self._has_warned = True
+            _logger.warning(
+                'the loss has grown from %.3g to %.3g in %s: lower --lr, or set --clip-grad', self._first_loss, loss,
+                where)
 
 
 @contextlib.contextmanager
