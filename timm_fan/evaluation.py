@@ -37,12 +37,12 @@ def check_class_names(model_names: Sequence[str], data_names: Sequence[str], wha
 
 def dataset_for_model(
         model: nn.Module, data: Union[str, MultiLabelDataset], data_dir: Union[str, Path], split: str,
-) -> MultiLabelDataset:
+        division: Optional[Path] = None) -> MultiLabelDataset:
     """A split of a data source, with the transform and the classes of a trained model.
 
     Args:
         model: From `load_model`.
-        data, data_dir, split: As for `create_dataset`. `data` may also be a data set, which is left as it is.
+        data, data_dir, split, division: As for `create_dataset`. `data` may also be a data set, which is left as it is.
 
     Raises:
         InputError: The data cannot be read, or has other classes or another order of them.
@@ -50,7 +50,8 @@ def dataset_for_model(
     named = bool(model.pretrained_cfg.get('label_names'))
     names = label_names(model)
     if isinstance(data, str):
-        dataset = create_dataset(data, data_dir, split, class_names=names if named else None)
+        dataset = create_dataset(
+            data, data_dir, split, class_names=names if named else None, division=division)
     else:
         dataset = copy.copy(data)
     dataset.transform = EvalTransform(resolve_model_data_config(model))

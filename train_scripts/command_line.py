@@ -5,7 +5,7 @@ import errno
 import re
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, List, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import torch
 
@@ -84,12 +84,16 @@ def with_flags(text: str, parser: argparse.ArgumentParser) -> str:
     return re.sub(r'`([a-z_]+(?:=[^`]*)?)`', flag, text)
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, default: str = 'scenes', split: bool = False) -> None:
+def add_data_arguments(
+        parser: argparse.ArgumentParser, default: Optional[str] = 'scenes', split: bool = False,
+        of_run: bool = False) -> None:
+    """Add the options of a data source. With `of_run`, they are None by default, for those of the run."""
     add = parser.add_argument
-    default_text = f' (default: {default})' if default else ''
-    add('--data', default=default,
-        help=f'data source NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)}{default_text}')
-    add('--data-dir', default='data', help='folder of the data set (default: %(default)s)')
+    text = ' (default: that of the run, otherwise {})' if of_run else ' (default: {})'
+    add('--data', default=None if of_run else default,
+        help=f'data source NAME[:WHERE][?OPTION=VALUE], one of {", ".join(SOURCES)}'
+        + (text.format(default or 'scenes') if default or of_run else ''))
+    add('--data-dir', default=None if of_run else 'data', help=f'folder of the data set{text.format("data")}')
     if split:
         add('--split', default='val', choices=['train', 'val'], help='split of the data set (default: %(default)s)')
 

@@ -182,7 +182,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator, options = create_accelerator(options, run.path)
     run.claim(accelerator, resume)
     set_seed(options.seed)
-    train_set, val_set = open_splits(options, accelerator)
+    train_set, val_set = open_splits(options, accelerator, run.division if run.checkpoint else None)
     run.load_progress(options, train_set.class_names, len(train_set))
     network = create_network(options, train_set, accelerator)
     train_loader, val_loader = create_loaders(train_set, val_set, network, options, accelerator)

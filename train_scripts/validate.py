@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 import torch.nn as nn
@@ -28,7 +28,7 @@ from timm_fan.models import load_model, model_folder, model_thresholds, save_thr
 from timm_fan.processes import DEVICES, share_cores
 from timm_fan.provenance import file_sha256
 from timm_fan.report import ReportInfo, format_binned, format_comparison, format_scores, write_report
-from timm_fan.training import accelerator_on
+from timm_fan.training import RunFolder, accelerator_on
 from timm_fan.tta import TTA, with_tta
 
 # options that exclude others
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('model', nargs='?', help='run or model folder, or hf-hub:REPO')
     add('--compare', nargs=2, metavar=('A', 'B'),
         help='test whether B differs from A by more than the choice of images explains')
-    add_data_arguments(parser, split=True)
+    add_data_arguments(parser, split=True, of_run=True)
     add('--threshold', type=float,
         help='probability above which a label is predicted (default: that of the model, or 0.5)')
     add('--choose-thresholds', metavar='POLICY',
@@ -84,11 +84,23 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError('`choose_thresholds` stores them in a model folder: give a folder, not a name.')
 
 
+def choose_data(args: argparse.Namespace) -> Optional[Path]:
+    """Set the data to that of the run, unless it is given. Returns the run's record of its splits, if it fits."""
+    source = Path(args.model or args.compare[0])
+    run = next((run for run in map(RunFolder, (source, source.parent)) if run.config.is_file() and run.is_run()), None)
+    options = run.read_options() if run else {}
+    if args.data is None:
+        args.data, args.data_dir = options.get('data', 'scenes'), args.data_dir or options.get('data_dir')
+    args.data_dir = args.data_dir or 'data'
+    return run.division if run and args.data == options.get('data') else None
+
+
 def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Tuple[nn.Module, DataLoader, Any]:
     """The model, the loader of its data, and the thresholds to apply."""
+    division = choose_data(args)
     with accelerator.main_process_first():
         model = load_model(source)
-        dataset = dataset_for_model(model, args.data, args.data_dir, args.split)
+        dataset = dataset_for_model(model, args.data, args.data_dir, args.split, division)
     loader = accelerator.prepare(create_loader(dataset, args.batch_size, share_cores(args.workers)))
     threshold = args.threshold if args.threshold is not None else model_thresholds(model)
     if args.threshold is None and model.thresholds and not args.choose_thresholds and accelerator.is_main_process:
@@ -131,6 +143,7 @@ def report_on_model(args: argparse.Namespace, accelerator: Accelerator) -> None:
     evaluation = evaluate_model(args.model, args, accelerator)
     if not accelerator.is_main_process:
         return
+    note = ''
     if args.choose_thresholds:
         threshold = choose_thresholds(evaluation.logits, evaluation.targets, args.choose_thresholds)
         evaluation = Evaluation.of(
@@ -139,9 +152,10 @@ def report_on_model(args: argparse.Namespace, accelerator: Accelerator) -> None:
             data=args.data, split=args.split, images=len(evaluation.dataset),
             fingerprint=evaluation.dataset.fingerprint(), tta=args.tta)
         file = save_thresholds(args.model, threshold, args.choose_thresholds, chosen_on)
-        print(
+        note = (
             f'thresholds by {args.choose_thresholds} on {args.data} in {args.data_dir}, split {args.split}'
-            f' ({len(evaluation.dataset)} images), --tta {args.tta}, saved in {file}', file=sys.stderr)
+            f' ({len(evaluation.dataset)} images), --tta {args.tta}, saved in {file}')
+        print(note, file=sys.stderr)
     intervals, groups = evaluation.intervals(args.bootstrap), evaluation.groups()
     if args.json:
         print(json.dumps(evaluation.to_dict(intervals, groups), indent=2))
@@ -149,7 +163,7 @@ def report_on_model(args: argparse.Namespace, accelerator: Accelerator) -> None:
         print(format_scores(evaluation.scores, intervals, groups))
     if args.report:
         weights = file_sha256(model_folder(args.model) / WEIGHTS_NAME) if Path(args.model).is_dir() else None
-        info = ReportInfo(args.model, args.data, args.split, weights)
+        info = ReportInfo(args.model, args.data, args.split, weights, note)
         write_report(args.report, evaluation, info, intervals, groups)
 
 

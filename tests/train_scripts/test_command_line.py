@@ -114,5 +114,5 @@ def test_unknown_devices_are_refused(command_line):
     with pytest.raises(InputError, match='`device=tpu7` is not a device of PyTorch. Use cuda, mps or cpu'):
         command_line.check_device('tpu7')
     for name in ('meta', 'xla'):
-        with pytest.raises(InputError, match=f'`device={name}`: PyTorch cannot compute there. Use cpu or cuda'):
+        with pytest.raises(InputError, match=f'`device={name}`: PyTorch cannot compute there. Use cuda, mps or cpu'):
             command_line.check_device(name)

@@ -1,5 +1,6 @@
 """The data of a training run."""
-from typing import List, Tuple
+from pathlib import Path
+from typing import List, Optional, Tuple
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, RandomSampler
@@ -20,14 +21,21 @@ from .network import Network
 from .options import TrainingOptions
 
 
-def open_splits(options: TrainingOptions, accelerator: Accelerator) -> Tuple[MultiLabelDataset, MultiLabelDataset]:
+def open_splits(
+        options: TrainingOptions, accelerator: Accelerator, division: Optional[Path] = None,
+) -> Tuple[MultiLabelDataset, MultiLabelDataset]:
     """Open the training and validation split. One process of each machine draws the scenes before the others.
+
+    Args:
+        options: Options of the run.
+        accelerator: From `create_accelerator`.
+        division: As for `create_splits`.
 
     Raises:
         InputError: They cannot be read, or there are fewer training images than in a batch.
     """
     with accelerator.local_main_process_first():
-        train_set, val_set = create_splits(options.data, options.data_dir)
+        train_set, val_set = create_splits(options.data, options.data_dir, division)
     if len(train_set) < options.batch_size:
         raise InputError(f'{len(train_set)} training images are fewer than one batch: lower `batch_size`.')
     return train_set, val_set

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 
-from timm_fan.data import MultiLabelDataset
+from timm_fan.data import MultiLabelDataset, is_divided, write_division
+from timm_fan.data.statistics import doubtful_labels
 from timm_fan.errors import InputError
 from timm_fan.files import check_utf8, read_json, read_yaml, recover_folder, write_text
 from timm_fan.hub import CONFIG_NAME
@@ -55,6 +56,7 @@ class RunFolder:
         history: Metrics of each epoch.
         log: Log file.
         bad_samples: List of unreadable images.
+        division: Which images are in which split, if the data has no splits of its own.
         checkpoint: Checkpoint to resume from, None for a new run.
         progress: How far the run has got.
     """
@@ -65,6 +67,7 @@ class RunFolder:
         self.report = self.path / 'report'
         self.config, self.history, self.log = (self.path / name for name in ('config.yaml', 'history.csv', 'train.log'))
         self.bad_samples = BadSamples(self.path / 'bad_samples.jsonl')
+        self.division = self.path / 'split.csv'
         self.checkpoint: Optional[Path] = None
         self.progress: Optional[Progress] = None
         self._record_file, self._checkpoints = self.path / 'run.json', self.path / 'checkpoints'
@@ -220,6 +223,8 @@ class RunFolder:
             '%s: %.1f M parameters, %d classes, %d training and %d validation images at %d px, %s on %d process(es)',
             options.model, self._record['parameters'] / 1e6, len(train_set.class_names), len(train_set), len(val_set),
             training.train_config['input_size'][1], accelerator.device.type, accelerator.num_processes)
+        for warning in doubtful_labels(train_set) if accelerator.is_main_process else ():
+            _logger.warning(warning)
         if self.checkpoint is None:
             training.try_to_save(self.path)
         else:
@@ -232,6 +237,8 @@ class RunFolder:
         self._started = self._began - self.progress.seconds
         if accelerator.is_main_process:
             write_text(self.config, yaml.safe_dump(options.model_dump()))
+            if is_divided(options.data):
+                write_division(self.division, train=train_set, val=val_set)
         start_logger(accelerator, options, self.path)
 
     def _continued(self, record: Dict[str, Any]) -> Dict[str, Any]:
