@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from helpers import SCRIPTS, history, launch, run_here, write_hub, write_small_coco, write_table, write_tars
+from helpers import SCRIPTS, TINY, history, launch, run_here, write_hub, write_small_coco, write_table, write_tars
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
@@ -175,3 +175,28 @@ def test_a_report_leaves_other_files_in_its_folder(monkeypatch, coco_folder, run
     names = {p.name for p in (tmp_path / 'mine').iterdir()}
     assert {'thesis.txt', 'frequencies.png', 'report.html', 'metrics.json'} <= names
     assert not any(name.startswith('.') for name in names)
+
+
+def test_a_run_without_a_validation_split_is_validated_on_the_images_that_it_held_out(
+        monkeypatch, capsys, coco_folder, tmp_path):
+    data, run = 'coco2014?val=0.3', tmp_path / 'run'
+    options = [*TINY, '--data', data, '--data-dir', coco_folder, '--epochs', '1', '--no-report']
+    assert run_here(monkeypatch, 'train', *options, '--output', run) == 0
+    lines = (run / 'split.csv').read_text().splitlines()
+    held_out = [line for line in lines if line.endswith(',val')]
+    assert len(lines) == 35 and lines[0] == 'image,split' and 8 <= len(held_out) <= 12
+    capsys.readouterr()
+    scores = []
+    for model in (run, run / 'best'):
+        assert run_here(monkeypatch, 'validate', model, '--json', '--bootstrap', '0', '--workers', '0') == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == scores[1] and scores[0]['num_images'] == len(held_out)
+    assert scores[0]['mAP'] == pytest.approx(history(run)[-1]['mAP'], abs=1e-5)
+
+    # another division of the same images is not taken instead of the recorded one
+    moved = [line.replace(',val', ',train') if line == held_out[0] else line for line in lines]
+    (run / 'split.csv').write_text('\n'.join(moved))
+    assert run_here(monkeypatch, 'validate', run, '--json', '--bootstrap', '0', '--workers', '0') == 0
+    assert json.loads(capsys.readouterr().out)['num_images'] == len(held_out) - 1
+    assert run_here(monkeypatch, 'train', '--resume', run, '--epochs', '2') == 0
+    assert (run / 'split.csv').read_text().splitlines() != lines
