@@ -148,6 +148,13 @@ def test_a_new_classifier_starts_at_the_frequencies_of_the_labels(monkeypatch, c
     assert (model.get_classifier().bias == 30).all()
 
 
+def test_the_weights_of_a_new_classifier_are_small_next_to_its_bias(monkeypatch, coco_folder):
+    """timm draws the 1280 weights for a class of an EfficientNet from a range of 1 / sqrt(num_classes)."""
+    train_set = read_coco(coco_folder, 'train2014')
+    model = network(monkeypatch, train_set, '--model', 'tf_efficientnet_lite0', '--img-size', '64')
+    assert model.get_classifier().weight.abs().max() <= 1280 ** -0.5
+
+
 def test_a_trained_classifier_keeps_its_bias(monkeypatch, coco_folder, tmp_path):
     train_set = read_coco(coco_folder, 'train2014')
     model = network(monkeypatch, train_set, '--backbone', 'test_resnet', '--head-init-bias', '0.5')

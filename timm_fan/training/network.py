@@ -56,6 +56,8 @@ def create_network(options: TrainingOptions, train_set: MultiLabelDataset, accel
         notes.append(f'{options.model} was trained on other classes, or the same in another order: it gets a new head')
         trained = False
     if not trained:
+        if not hasattr(model, 'backbone'):
+            _draw_classifier(model)
         set_classifier_bias(model.get_classifier(), _initial_bias(options, train_set))
     train_config = resolve_model_data_config(model, args=dict(img_size=options.img_size))
     data_config = _evaluated_config(model, train_config, options)
@@ -64,6 +66,17 @@ def create_network(options: TrainingOptions, train_set: MultiLabelDataset, accel
         notes.append(f'{len(unused)} parameters do not affect the logits and are frozen: {unused[0]}, ...')
     model = _set_execution_options(model, options, accelerator.device)
     return Network(model, data_config, train_config, _freeze_layers(model, options), notes)
+
+
+def _draw_classifier(model: nn.Module) -> None:
+    """Draw the new classifier of a plain timm model as PyTorch does, so that it starts at its bias.
+
+    timm draws that of an EfficientNet uniformly from +-0.22 for 20 classes, in which the bias drowns.
+    """
+    classifier = model.get_classifier()
+    for module in nn.ModuleList([classifier] if isinstance(classifier, nn.Module) else classifier).modules():
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
 
 
 def _evaluated_config(model: nn.Module, train_config: Dict[str, Any], options: TrainingOptions) -> Dict[str, Any]:
