@@ -21,12 +21,13 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize('path, found', [
-    ('a/1.jpg', 'train/a/1.jpg'), ('a\\1.jpg', 'train/a/1.jpg'), ('./a/1.jpg', 'train/./a/1.jpg'),
+    ('a/1.jpg', 'train/a/1.jpg'), ('a\\1.jpg', 'train/a/1.jpg'), ('./a/1.jpg', 'train/a/1.jpg'),
+    ('a/../a/1.jpg', 'train/a/1.jpg'),
     ('train/a/1.jpg', 'train/a/1.jpg'), ('/home/me/data/train/a/1.jpg', 'train/a/1.jpg'),
     ('C:\\data\\train\\a\\1.jpg', 'train/a/1.jpg'), ('../../upload/a/1.jpg', 'train/a/1.jpg'),
     (unicodedata.normalize('NFD', 'größe.jpg'), 'train/größe.jpg'), ('3', 'train/3.png'),
     ('/data/upload/1/0123abcd-3.png', 'train/3.png'), ('https://example.org/a/1.jpg', 'train/a/1.jpg'),
-    ('two.jpg', None), ('link.jpg', None), ('../../out.jpg', None), ('2.png', None), ('', None)])
+    ('b/1.jpg', None), ('two.jpg', None), ('link.jpg', None), ('../../out.jpg', None), ('2.png', None), ('', None)])
 def test_paths_are_found(root, path, found):
     assert ImageFinder(root, 'train').find(path) == found
 
@@ -37,7 +38,7 @@ def test_an_absolute_path_that_exists_is_taken(root):
 
 
 @pytest.mark.parametrize('path, words', [
-    ('train/two.jpg', "There is 'train/Two.JPG', which only differs in case"),
+    ('train/two.jpg', "There is 'train/Two.JPG', which differs in case or extension"),
     ('https://example.org/9.jpg', 'download the images'), ('../out.jpg', 'Paths outside of the folder'),
     ('1.jpg', r'There is .*train/a/1.jpg'), ('9.jpg', 'Paths are relative to .*root')])
 def test_the_cause_of_a_missing_image_is_named(root, path, words):

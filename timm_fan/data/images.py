@@ -1,5 +1,6 @@
 """From the bytes of an image file to an upright 8-bit RGB image."""
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import List, Sequence, Union
@@ -53,11 +54,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_files(folder: Path) -> List[Path]:
-    """Files below a folder with the extension of an image, sorted, without hidden ones (`._x.jpg` of macOS)."""
-    extensions = Image.registered_extensions()
-    return sorted(
-        file for file in folder.rglob('*')
-        if file.suffix.lower() in extensions and not file.name.startswith('.') and file.is_file())
+    """Files below a folder with the extension of an image, sorted, also in linked folders.
+
+    Hidden files and folders (`._x.jpg` and `__MACOSX` of macOS, `.ipynb_checkpoints`) are left out.
+    """
+    extensions, files, seen = Image.registered_extensions(), [], set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(('.', '__MACOSX'))]
+        if real not in seen:
+            files += [Path(path, name) for name in names
+                      if os.path.splitext(name)[1].lower() in extensions and not name.startswith('.')]
+        seen.add(real)
+    return sorted(file for file in files if file.is_file())
 
 
 def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:

@@ -65,7 +65,7 @@ def test_a_share_of_one_table_is_held_out(coco_folder, tmp_path):
         create_dataset(one, tmp_path, 'val')
     separator = '&' if '?' in one else '?'
     train, val = create_splits(f'{one}{separator}val=0.25', tmp_path)
-    assert len(train) + len(val) == len(create_dataset(data, tmp_path, 'train')) and abs(len(val) - 0.25 * 34) <= 1
+    assert len(train) + len(val) == len(create_dataset(data, tmp_path, 'train')) and abs(len(val) - 0.25 * 34) <= 2
 
 
 @pytest.mark.parametrize('value', ['0', '1', '-0.1', '1.5', '0.001', '1e-9'])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from timm_fan import InputError
 from timm_fan.data import create_dataset
+from timm_fan.data.sources.cells import find_separator
 from timm_fan.data.sources.labels import read_class_names
 
 
@@ -54,6 +55,8 @@ MEANINGS = [
     (['b; a', '', ' c '], NAMES, [[1, 1, 0], [0, 0, 0], [0, 0, 1]]),
     (['["b", "a"]', '[]', '["c"]'], NAMES, [[1, 1, 0], [0, 0, 0], [0, 0, 1]]),
     (["['b', 'a']", '[]', "['c']"], NAMES, [[1, 1, 0], [0, 0, 0], [0, 0, 1]]),
+    (["('b', 'a')", '()', "('c',)"], NAMES, [[1, 1, 0], [0, 0, 0], [0, 0, 1]]),
+    (['b\na', '', 'c'], NAMES, [[1, 1, 0], [0, 0, 0], [0, 0, 1]]),
     (['{"choices": ["b", "a"]}', '', 'c'], NAMES, [[1, 1, 0], [0, 0, 0], [0, 0, 1]]),
     (['traffic light', 'car', 'traffic light'], ['car', 'traffic light'], [[0, 1], [1, 0], [0, 1]]),
     ([[1, 0, 0], [0, 1, 1], [0, 0, 0]], ['0', '1', '2'], [[1, 0, 0], [0, 1, 1], [0, 0, 0]]),
@@ -67,7 +70,7 @@ REFUSED = [
     ([['a'], ['b', None], ['c']], 'neither a name nor a class index'),
     ([[['a']], [['b']], [['c']]], 'neither a name nor a class index'),
     ([[0.5], [1.], [0.]], 'neither a name nor a class index'),
-    ([[1, 0, 0], [0, 1], [1, 1]], 'repeats a class index'),
+    ([[1, 0, 0], [0, 1], [1, 1]], 'may be class indices or a row of 0 and 1'),
     (['a|b', 'a;b', 'c'], 'separator of labels is not clear'),
     (['smile ;d', 'smile', 'solo'], "';' separates labels"),
     (['complex rust', 'rust', 'scab'], 'whether .complex rust. is one label'),
@@ -75,6 +78,9 @@ REFUSED = [
     (['1 0 0', '0 1 0', '0 0 1'], 'is one label'),
     (["['a' 'b']", "['c']", '[]'], 'has no commas'),
     (['[a, b]', '[c]', '[]'], 'is not a list in JSON or Python'),
+    ([[0, 1], [1, 0], []], 'no entry, but the other rows have one'),
+    ([[0, 1], [1, 0], [1]], 'may be class indices or a row of 0 and 1'),
+    (['array([0, 1])', 'array([1, 0])', '[1, 1]'], 'is an object that Python has printed'),
     (['a', 'b\u2028c', 'd'], 'has a line break'),
 ]
 
@@ -109,6 +115,30 @@ def test_separators_can_be_given(tmp_path):
     assert create_dataset(f'{data}?sep=|', tmp_path, 'train').class_names == ['bear', 'brown bear', 'polar bear']
     data = write_source(tmp_path, 'csv', ['3.0', '', '12.0'])
     assert create_dataset(data, tmp_path, 'train').class_names == ['12', '3']
+
+
+def test_numbers_in_a_text_are_indices_of_known_classes(tmp_path):
+    data = write_source(tmp_path, 'csv', ['0,2', '1', ''])
+    assert create_dataset(f'{data}?classes=a,b,c', tmp_path, 'train').targets().tolist() == [
+        [1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert create_dataset(data, tmp_path, 'train').class_names == ['0', '1', '2']
+    data = write_source(tmp_path, 'csv', ['0', '1', '1'])
+    assert create_dataset(f'{data}?classes=a,b', tmp_path, 'train').targets().tolist() == [[1, 0], [0, 1], [0, 1]]
+
+
+def test_unknown_labels_of_a_hub_data_set(tmp_path):
+    rows = datasets.Dataset.from_dict(dict(
+        image=[dict(bytes=encoded(Image.new('RGB', (8, 8), (i, 0, 0)), 'JPEG'), path=None) for i in range(2)],
+        labels=[['dog'], ['cat']], unknown=[['cat'], []]))
+    datasets.DatasetDict(train=rows).save_to_disk(tmp_path / 'set')
+    assert create_dataset('hub:set', tmp_path, 'train').targets().tolist() == [[-1, 1], [1, 0]]
+
+
+def test_texts_of_many_words_are_checked_in_linear_time(tmp_path):
+    """Each is looked up among all others."""
+    texts = [f'name {i} of many' for i in range(20000)]
+    with pytest.raises(InputError, match='is one label'):
+        find_separator('a table', texts)
 
 
 def test_known_names_are_not_separated(tmp_path):

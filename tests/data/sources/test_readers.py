@@ -40,6 +40,7 @@ def test_text_files(tmp_path):
     assert read('txt:train?val=0.5&train=train', tmp_path)[1] == NAMES
     (tmp_path / 'train' / 'b.txt').write_text('cat, traffic light')
     assert read('txt', tmp_path) == EXPECTED
+    assert read('txt:train?val=0.5', tmp_path)[1] == NAMES
     (tmp_path / 'train' / 'c.txt').unlink()
     with pytest.raises(InputError, match="c.jpg: no file 'c.txt'"):
         read('txt', tmp_path)
@@ -176,3 +177,61 @@ def test_nih_and_chexpert(tmp_path):
     with pytest.raises(InputError, match='columns that are no classes.*: Sex, Age'):
         read('table?images=images', tmp_path)
     assert read('table?images=images&classes=cat,dog,traffic light', tmp_path)[2] == [[1, -1, 0], [0, -1, 1]]
+
+
+def test_folders_of_data_without_splits(tmp_path):
+    for name, labels in LABELS.items():
+        for label in labels:
+            write_images(tmp_path / label, [name])
+    write_images(tmp_path / 'cat' / '.ipynb_checkpoints')
+    write_images(tmp_path / '__MACOSX')
+    train, val = create_splits('folders?val=0.4', tmp_path)
+    assert train.class_names == NAMES and len(train) + len(val) == 3  # a.jpg and d.jpg are the same
+    for split in ('train', 'val'):
+        write_images(tmp_path / 'splits' / split)
+    with pytest.raises(InputError, match='folders of splits, not of classes'):
+        read('folders:splits?val=0.5', tmp_path)
+
+
+def test_yolo_lists_of_other_machines(tmp_path):
+    write_images(tmp_path / 'Images')
+    (tmp_path / 'labels').mkdir()
+    for name, labels in LABELS.items():
+        text = ''.join(f'{NAMES.index(label)} 0.5 0.5 0.2 0.3\n' for label in labels)
+        (tmp_path / 'labels' / name).with_suffix('.TXT').write_text(text)
+    (tmp_path / 'data.yaml').write_text(json.dumps(dict(names=NAMES, train='train.txt')))
+    for prefix in ('/content/data/Images/', 'C:\\data\\Images\\', 'data/Images/'):
+        (tmp_path / 'train.txt').write_text(''.join(f'{prefix}{name}\n' for name in LABELS))
+        assert read('yolo', tmp_path) == EXPECTED
+    for wrong in (dict(names=['yes', True, 'no']), dict(names=NAMES, nc=4)):
+        (tmp_path / 'data.yaml').write_text(json.dumps(dict(train='train.txt', **wrong)))
+        with pytest.raises(InputError, match='truth value|nc is 4'):
+            read('yolo', tmp_path)
+
+
+def test_text_files_of_yolo_are_not_labels(tmp_path):
+    write_images(tmp_path / 'train')
+    for name in LABELS:
+        (tmp_path / 'train' / name).with_suffix('.txt').write_text('0 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.2 0.2\n')
+    with pytest.raises(InputError, match="have YOLO's format"):
+        read('txt', tmp_path)
+
+
+@pytest.mark.parametrize('result, words', [
+    (dict(type='choices', value=dict(choices='cat')), None), (dict(type='relation', direction='right'), None),
+    (dict(type='choices', value=dict(choices=None)), 'has no names of classes'),
+    (dict(type='taxonomy', value=dict(taxonomy=[['cat', 'red']])), "a result of type 'taxonomy' cannot be read")])
+def test_results_of_label_studio(tmp_path, result, words):
+    write_images(tmp_path, ['a.jpg'])
+    annotation = dict(result=[result, dict(type='choices', value=dict(choices=['cat ']))])
+    task = dict(id=1, data=dict(photo='a.jpg', text='a cat'), annotations=[annotation])
+    (tmp_path / 'train.json').write_text(json.dumps([task]))
+    if words:
+        with pytest.raises(InputError, match=words):
+            read('label_studio:{split}.json', tmp_path)
+    else:
+        assert read('label_studio:{split}.json', tmp_path)[1:] == (['cat'], [[1]])
+    task['data']['other'] = 'b.jpg'
+    (tmp_path / 'train.json').write_text(json.dumps([task]))
+    with pytest.raises(InputError, match='its data has 2 paths of images|cannot be read|no names'):
+        read('label_studio:{split}.json', tmp_path)

@@ -104,3 +104,42 @@ def test_divisions_of_one_class_and_of_images_without_labels(tmp_path):
     (tmp_path / 'labels.csv').write_text('image,x\n' + ''.join(f'{i}.png,1\n' for i in range(2)))
     with pytest.raises(InputError, match='fold=0/5 of 2 different images leaves a split without images'):
         create_splits('table:labels.csv?fold=0/5', tmp_path)
+
+
+def test_only_training_images_are_divided(folder):
+    train, val = create_splits('table:labels.csv?split=part&val=0.2', folder)
+    both = sorted(names(train) + names(val))
+    assert both == [f'{i:03d}.png' for i in range(200) if i % 4] and 27 <= len(val) <= 33
+    train, _ = create_splits('table:labels.csv?split=PART&train=Training&val=dev', folder)
+    assert train.class_names == CLASSES
+
+
+def test_values_of_0_and_1_are_splits(folder):
+    lines = (folder / 'labels.csv').read_text().replace('Training', '0').replace('dev', '1')
+    (folder / 'labels.csv').write_text(lines)
+    train, val = create_splits('table:labels.csv?split=part&train=0&val=1', folder)
+    assert (len(train), len(val)) == (150, 50)
+
+
+@pytest.mark.parametrize('share', [0.02, 0.1, 0.3, 0.5, 0.9, 0.97])
+def test_shares_are_kept_with_many_rare_classes(tmp_path, share):
+    lines = ['image,labels']
+    for i in range(200):
+        Image.new('RGB', (8, 8), (i, 9, 255 - i)).save(tmp_path / f'{i}.png')
+        lines.append(f'{i}.png,class{i % 150}')
+    (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+    train, val = create_splits(f'table:labels.csv?val={share}', tmp_path)
+    assert abs(len(val) - share * 200) <= 10 and len(train) + len(val) == 200
+
+
+def test_the_group_0_is_a_group(folder):
+    rows = '\n'.join(f'{{"image": "{i:03d}.png", "labels": ["a"], "patient": {i % 2 * 1.0}}}' for i in range(4))
+    (folder / 'rows.jsonl').write_text(rows)
+    train, val = create_splits('table:rows.jsonl?val=0.5&group=patient', folder)
+    assert {*train.groups, *val.groups} == {'0', '1'} and not set(train.groups) & set(val.groups)
+
+
+@pytest.mark.parametrize('value', ['20%', '0,2', '1/5'])
+def test_shares_in_another_form_are_refused(folder, value):
+    with pytest.raises(InputError, match='Write it as val=0.2'):
+        create_splits(f'table:labels.csv?val={value}', folder)

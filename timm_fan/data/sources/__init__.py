@@ -29,7 +29,7 @@ def _coco(request: Request, year: int) -> MultiLabelDataset:
 
 def _coco_file(request: Request, images: Optional[str] = None) -> MultiLabelDataset:
     file = request.path(request.where_or('{split}/_annotations.coco.json'))
-    return read_coco_file(file, request.data_dir / images if images else None)
+    return read_coco_file(file, request.images(images))
 
 
 def _voc(
@@ -41,18 +41,18 @@ def _voc(
 
 def _voc_folder(
         request: Request, difficult: str = 'ignore', classes: Optional[str] = None) -> MultiLabelDataset:
-    return read_voc_folder(request.path(request.where_or('{split}')), request.names(classes), difficult)
+    return read_voc_folder(request.folder(), request.names(classes), difficult)
 
 
 def _table(
         request: Request, classes: Optional[str] = None, image: Optional[str] = None, labels: Optional[str] = None,
         images: Optional[str] = None, sep: Optional[str] = None, unlisted: str = 'absent',
         group: Optional[str] = None, split: Optional[str] = None) -> MultiLabelDataset:
-    images = request.data_dir / images if images else None
-    arguments = images, image, labels, sep, unlisted, group, split
-    if request.where and '{split}' not in request.where and not request.whole:
+    arguments = request.images(images), image, labels, sep, unlisted, group, split
+    if request.where and '{split}' not in request.where:
         return read_table(request.data_dir / request.where, request.names(classes), *arguments, request)
-    return read_table(request.path(request.where_or('{split}.csv')), request.names(classes), *arguments)
+    file = request.path(request.where_or('{split}.csv'))
+    return read_table(file, request.names(classes), *arguments, request if split else None)
 
 
 def _hub(
@@ -75,11 +75,11 @@ def _shards(
 
 def _label_files(
         request: Request, classes: Optional[str] = None, sep: Optional[str] = None) -> MultiLabelDataset:
-    return read_label_files(request.path(request.where_or('{split}')), request.names(classes), sep)
+    return read_label_files(request.folder(), request.names(classes), sep)
 
 
 def _class_folders(request: Request, classes: Optional[str] = None) -> MultiLabelDataset:
-    return read_class_folders(request.path(request.where_or('{split}')), request.names(classes))
+    return read_class_folders(request.folder(), request.names(classes))
 
 
 def _yolo(request: Request) -> MultiLabelDataset:
@@ -88,8 +88,8 @@ def _yolo(request: Request) -> MultiLabelDataset:
 
 def _label_studio(
         request: Request, classes: Optional[str] = None, images: Optional[str] = None) -> MultiLabelDataset:
-    images = request.data_dir / images if images else request.data_dir
-    return read_label_studio(request.path(request.where_or('')), images, request.names(classes))
+    return read_label_studio(
+        request.path(request.where_or('')), request.images(images) or request.data_dir, request.names(classes))
 
 
 # called with a Request and the options of the address, which are the other parameters
@@ -193,9 +193,9 @@ def create_splits(
             datasets.append(_open(address, data_dir, split, names))
             names = datasets[0].class_names
         except InputError as error:
-            if not error.problems:
-                raise
             errors[split] = error
+            if not error.problems:  # such as a missing file
+                raise next(iter(errors.values())) from error
     if errors:
         error = InputError('\n'.join(map(str, errors.values())))
         error.problems = [f'{split}: {problem}' for split, e in errors.items() for problem in e.problems]

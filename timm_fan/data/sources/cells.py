@@ -13,8 +13,11 @@ from .labels import Labelled
 SEPARATORS = ('|', ';', ',', '\t', '\n')
 # separators that are awkward to write in an address
 SEPARATOR_NAMES = {'space': ' ', 'tab': '\t', 'newline': '\n', 'comma': ',', 'semicolon': ';', 'pipe': '|'}
-# keys of labels in the dicts of a cell: categories of objects, choices of Label Studio
-LABEL_KEYS = ('category', 'categories', 'label', 'labels', 'category_id', 'choices')
+# keys of labels in the values of Label Studio's results
+LABEL_STUDIO_KEYS = (
+    'choices', 'rectanglelabels', 'polygonlabels', 'brushlabels', 'ellipselabels', 'keypointlabels', 'labels')
+# keys of labels in the dicts of a cell: categories of objects, results of Label Studio
+LABEL_KEYS = ('category', 'categories', 'label', 'labels', 'category_id', *LABEL_STUDIO_KEYS[:-1])
 
 # list if the cell has one, otherwise the text, to be separated
 Parsed = Union[str, List[Any]]
@@ -29,15 +32,19 @@ class Row(NamedTuple):
 def _parse_text(text: str) -> Any:
     """The list or dict that a text is as a whole, as JSON or Python, otherwise the text."""
     text = text.strip()
-    if text[:1] + text[-1:] not in ('[]', '{}'):
+    if re.match(r'(array|tensor|set|frozenset|Index|Series|dict_\w+)\(', text):
+        raise ValueError(f'{text!r:.60} is an object that Python has printed. Write its list as JSON')
+    if text[:1] + text[-1:] not in ('[]', '{}', '()'):
         return text
-    if re.search(r"""(['"])\s+(['"])""", text):  # Python would join 'a' 'b' to 'ab'
+    if text[0] != '(' and re.search(r"""(['"])\s+(['"])""", text):  # Python would join 'a' 'b' to 'ab'
         raise ValueError(f'{text!r:.60} has no commas, as lists that NumPy prints. Write it as JSON')
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
+    if text[0] == '(':  # a name in parentheses
+        return text
     raise ValueError(f'{text!r:.60} is not a list in JSON or Python')
 
 
@@ -104,7 +111,8 @@ def _check_blanks(source: str, texts: Sequence[str]) -> None:
     """Raise InputError if the words of texts look like labels of their own."""
     words = Counter(word for text in texts for word in set(text.split()))
     several = [text for text in texts if len(text.split()) > 1]
-    suspect = next((t for t in several if any(word in texts for word in t.split())), None)
+    whole = set(texts)
+    suspect = next((t for t in several if any(word in whole for word in t.split())), None)
     numbers = next((t for t in several if re.fullmatch(r'\d+(\s+\d+)+', t)), None)
     shared = [t for t in several if any(words[word] > 1 for word in t.split())]
     if suspect is None and numbers is None and len(shared) * 2 > len(texts) > 2:
@@ -128,8 +136,11 @@ def _number(label: Any) -> Any:
 
 
 def multi_hot_length(rows: Sequence[Sequence[Any]], class_names: Optional[Sequence[str]]) -> Optional[int]:
-    """Number of classes if all rows are lists of the same length with 1, 0 or -1 for each class, otherwise None."""
-    lengths = {len(row) for row in rows}
+    """Number of classes if all lists have the same length, with 1, 0 or -1 for each class, otherwise None.
+
+    Empty lists, where a row says nothing, do not count.
+    """
+    lengths = {len(row) for row in rows if row}
     if len(lengths) != 1 or not all(_number(v) in (0, 1, -1) for row in rows for v in row):
         return None
     length, = lengths
@@ -186,11 +197,15 @@ def read_labels(
     sep = SEPARATOR_NAMES.get(sep, sep) if sep else find_separator(source, texts, class_names or ())
     labels = [[_separate(cell, sep, known) if isinstance(cell, str) else cell for cell in cells] for cells in parsed]
     _drop_fractions(labels, texts)
+    _numbers_as_indices(labels, class_names)
     if as_indices:
         return [Labelled(row.where, *groups) for row, groups in zip(rows, labels)], class_names
     first = [groups[0] for groups in labels]
     length = multi_hot_length(first, class_names)
     if length is not None and not any(group for groups in labels for group in groups[1:]):
+        problems += [
+            f'{row.where}: no entry, but the other rows have one of 1, 0 or -1 for each of {length} classes'
+            for row, values in zip(rows, first) if not values]
         return ([Labelled(row.where, *_by_value(values)) for row, values in zip(rows, first)],
                 class_names or [str(i) for i in range(length)])
     _check_repeated(rows, first, problems)
@@ -207,10 +222,22 @@ def _drop_fractions(labels: Sequence[Sequence[List[Any]]], texts: Sequence[str])
                 group[:] = [v.partition('.')[0] if isinstance(v, str) else v for v in group]
 
 
+def _numbers_as_indices(labels: Sequence[Sequence[List[Any]]], class_names: Optional[Sequence[str]]) -> None:
+    """'3' -> 3, in place, if all labels are such texts and none is a class name."""
+    values = [v for groups in labels for group in groups for v in group]
+    if not class_names or not values or not all(isinstance(v, str) and v.isdecimal() for v in values):
+        return
+    if set(values).isdisjoint(class_names):
+        for groups in labels:
+            for group in groups:
+                group[:] = map(int, group)
+
+
 def _check_repeated(rows: Sequence[Row], lists: Sequence[List[Any]], problems: List[str]) -> None:
-    """Lists of 0 and 1 of different lengths, which are neither rows of 0 and 1 nor class indices, are problems."""
+    """Lists of 0 and 1 of different lengths, which may be rows of 0 and 1 or class indices, are problems."""
     numbers = [[_number(v) for v in values] for values in lists]
-    if any(values for values in numbers) and all(v in (0, 1) for values in numbers for v in values):
+    several = [values for values in numbers if len(values) > 1]
+    if several and all(v in (0, 1) for values in numbers for v in values):
         problems += [
-            f'{row.where}: {values!r:.60} repeats a class index. As rows of 0 and 1, all need one entry for each class'
-            for row, values in zip(rows, lists) if len(set(values)) < len(values)]
+            f"{row.where}: '{values!r:.60}' may be class indices or a row of 0 and 1. Write names, or in all rows one"
+            ' entry for each class' for row, values in zip(rows, lists) if len(values) > 1]

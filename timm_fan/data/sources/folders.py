@@ -1,5 +1,6 @@
 """Folders of images: with a text file of labels for each, or a folder for each class."""
 import os
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Union
@@ -11,6 +12,7 @@ from ..images import image_files
 from ..packed import SparseLabels
 from .cells import Row, read_labels
 from .labels import Labelled, clean_names, index_labels
+from .request import SPLIT_NAMES
 from .splits import content_keys
 
 
@@ -28,12 +30,12 @@ def read_label_files(
         sep: Optional[str] = None) -> MultiLabelDataset:
     """Read a folder of images with a text file of labels for each: `photo.jpg` and `photo.txt`.
 
-    A text file has one label per line, or several on one line, separated as in a table. An empty one has no label.
+    A text file has one label per line, or what a cell of a table may have. An empty one has no label.
 
     Args:
         folder: The folder, which is searched with its subfolders.
         class_names: Names in class order, by default those that occur, sorted.
-        sep: Separator of labels on a line, by default the one of | ; , and tab that occurs.
+        sep: Separator of labels, by default the one of | ; , tab and line break that occurs.
 
     Raises:
         InputError: There is no image, a text file is missing or not UTF-8, or a label is no class.
@@ -50,9 +52,11 @@ def read_label_files(
         except UnicodeDecodeError:
             problems.append(f"{file}: '{text_file.name}' is not UTF-8 text")
             continue
-        lines = text.splitlines()
-        rows.append(Row(text_file.name, (lines if len(lines) > 1 else text,)))
+        rows.append(Row(text_file.name, (text,)))
     raise_problems(str(folder), problems)
+    lines = [line for row in rows for line in row.cells[0].splitlines()]
+    if lines and all(re.fullmatch(r'\d+(\s+[\d.eE+-]+){4,}\s*', line) for line in lines):
+        raise InputError(f"{folder}: the text files have YOLO's format. Read them as yolo:data.yaml.")
     labelled, class_names = read_labels(str(folder), rows, class_names, problems, sep)
     class_names, indexed = index_labels(str(folder), labelled, class_names, problems)
     return MultiLabelDataset(ImageFiles(folder, files), SparseLabels(indexed, len(class_names)), class_names)
@@ -76,6 +80,8 @@ def read_class_folders(
     if not files:
         raise InputError(f'{folder} has no folder of a class with images.')
     names = sorted({file.partition('/')[0] for file in files})
+    if {name.lower() for name in names} <= {name for known in SPLIT_NAMES.values() for name in known} | {'test'}:
+        raise InputError(f'{folder} has folders of splits, not of classes: {", ".join(names)}. Take folders:{{split}}.')
     same: Dict[str, List[str]] = defaultdict(list)
     for file in files:
         same[os.path.realpath(folder / file)].append(file)

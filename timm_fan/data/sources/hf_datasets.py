@@ -8,7 +8,7 @@ from timm_fan.errors import InputError
 from ..dataset import MultiLabelDataset
 from ..packed import SparseLabels
 from .cells import LABEL_KEYS, Row, read_labels
-from .labels import LABEL_COLUMNS, index_labels
+from .labels import LABEL_COLUMNS, Labelled, clean_names, index_labels
 
 OBJECT_COLUMNS = ('objects', 'classes', 'categories')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
@@ -160,14 +160,19 @@ def read_hf_dataset(
     import datasets
     image, labels = _choose_columns(name, opened.features or {}, image, labels)
     own_names = _class_names(opened.features[labels])
+    own_names = clean_names(f'hub:{name}', own_names) if own_names else None
     opened = opened.cast_column(image, datasets.Image(decode=False))
     source, problems = f'hub:{name}', []
-    rows = [Row(f'row {i}', (row[labels],)) for i, row in enumerate(opened.select_columns([labels]))]
+    columns = [labels, *(name for name in ('absent', 'unknown') if name in opened.features)]
+    rows = [
+        Row(f'row {i}', tuple(row.get(name) for name in (labels, 'absent', 'unknown')))
+        for i, row in enumerate(opened.select_columns(columns))]
     objects = _has_dicts(opened.features[labels])
     labelled, class_names = read_labels(
         source, rows, class_names, problems, sep, as_indices=bool(own_names) or objects)
     if own_names and class_names is not None:  # by name, because the model may have another order
-        labelled = [row._replace(present=[_name(label, own_names) for label in row.present]) for row in labelled]
+        labelled = [Labelled(row.where, *([_name(label, own_names) for label in group] for group in row[1:]))
+                    for row in labelled]
     names, indexed = index_labels(source, labelled, class_names or own_names, problems)
     folders = [data_dir, _local(name, Path(data_dir)), datasets.config.HF_CACHE_HOME]
     images = ImageColumn(opened, image, [os.path.abspath(f) for f in folders if f])

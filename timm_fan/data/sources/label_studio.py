@@ -11,38 +11,47 @@ from timm_fan.files import read_json
 from ..dataset import ImageFiles, MultiLabelDataset
 from ..packed import SparseLabels
 from ..paths import ImageFinder, find_files
+from .cells import LABEL_STUDIO_KEYS
 from .labels import Labelled, index_labels
 
 _logger = logging.getLogger(__name__)
 
-# keys of a result's value that hold names of classes
-VALUE_KEYS = ('choices', 'rectanglelabels', 'polygonlabels', 'brushlabels', 'ellipselabels', 'keypointlabels', 'labels')
+# types of results that say nothing about classes
+OTHER_TYPES = ('relation', 'textarea', 'rating', 'number', 'datetime')
 
 
-def _image(task: Dict[str, Any]) -> Optional[str]:
-    """The path of the image of a task: the only text in its data that looks like one, or `image`."""
+def _image(task: Dict[str, Any]) -> str:
+    """The path of the image of a task: the only text in its data that looks like one, or `image`.
+
+    Raises:
+        ValueError: There is none, or several.
+    """
     data = task.get('data')
-    if not isinstance(data, dict):
-        return None
-    texts = {k: v for k, v in data.items() if isinstance(v, str)}
-    key = 'image' if 'image' in texts else next(
-        (k for k, v in texts.items() if re.search(r'\.(jpe?g|png|webp|bmp|gif|tiff?)$', v, re.IGNORECASE)), None)
-    if key is None:
-        return None
-    url = urlparse(texts[key])
+    texts = {k: v for k, v in data.items() if isinstance(v, str)} if isinstance(data, dict) else {}
+    keys = ['image'] if 'image' in texts else [
+        k for k, v in texts.items() if re.search(r'\.(jpe?g|png|webp|bmp|gif|tiff?)$', v, re.IGNORECASE)]
+    if len(keys) != 1:
+        raise ValueError(f'its data has {len(keys)} paths of images')
+    url = urlparse(texts[keys[0]])
     local = parse_qs(url.query).get('d')  # /data/local-files/?d=PATH
-    return local[0] if local else unquote(url.path) if url.scheme else texts[key]
+    return local[0] if local else unquote(url.path) if url.scheme in ('http', 'https', 's3', 'gs') else texts[keys[0]]
 
 
 def _names(annotation: Dict[str, Any]) -> List[str]:
     """The classes that an annotation names. Raises ValueError for one that cannot be read."""
-    names = []
+    names = set()
     for result in annotation.get('result') or ():
-        value = result.get('value') if isinstance(result, dict) else None
-        if not isinstance(value, dict):
-            raise ValueError('a result without a value')
-        names += [name for key in VALUE_KEYS for name in value.get(key, ())]
-    return sorted(set(map(str, names)))
+        kind, value = (result.get('type'), result.get('value')) if isinstance(result, dict) else (None, None)
+        if kind in OTHER_TYPES:
+            continue
+        key = next((k for k in LABEL_STUDIO_KEYS if k in value), None) if isinstance(value, dict) else None
+        if key is None:
+            raise ValueError(f"a result of type '{kind}' cannot be read")
+        labels = value[key] if isinstance(value[key], list) else [value[key]]
+        if not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"'{value!r:.60}' has no names of classes")
+        names |= {label.strip() for label in labels}
+    return sorted(names)
 
 
 def read_label_studio(
@@ -73,19 +82,16 @@ def read_label_studio(
     paths, rows, problems, hints, skipped = [], [], [], [], 0
     for number, task in enumerate(tasks):
         place = f'task {task.get("id", number)}'
-        path = _image(task)
         annotations = [a for a in task['annotations'] or () if isinstance(a, dict) and not a.get('was_cancelled')]
         if not annotations:
             skipped += 1
             continue
         try:
-            found = {tuple(_names(annotation)) for annotation in annotations}
+            path, found = _image(task), {tuple(_names(annotation)) for annotation in annotations}
         except ValueError as error:
             problems.append(f'{place}: {error}')
             continue
-        if path is None:
-            problems.append(f'{place}: its data has no path of an image')
-        elif len(found) > 1:
+        if len(found) > 1:
             problems.append(f'{place}: its annotations disagree: {" / ".join(str(list(names)) for names in found)}')
         else:
             paths.append(path)

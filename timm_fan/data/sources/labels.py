@@ -73,6 +73,7 @@ def _is_label(value: Any) -> bool:
 
 def _hints(unknown: Sequence[str], class_names: Sequence[str]) -> List[str]:
     """Likely causes of names that are no classes."""
+    unknown = [name for name in unknown if not name.lstrip('-').isdecimal()]
     folded = {name.casefold(): name for name in class_names}
     for name in unknown:
         if name.casefold() in folded:

@@ -1,13 +1,16 @@
 """What is requested from a data source: `NAME[:WHERE][?OPTION=VALUE&...]` for a split."""
 import inspect
+import logging
 import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from timm_fan.errors import InputError
 
 from .labels import clean_names, read_class_names
 from .splits import Division
+
+_logger = logging.getLogger(__name__)
 
 # what the splits are called, if the address does not say it
 SPLIT_NAMES = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation', 'dev')}
@@ -41,9 +44,12 @@ class Address(NamedTuple):
         bound = {'request', *getattr(sources[name], 'keywords', ())}
         known = [p for p in inspect.signature(sources[name]).parameters if p not in bound]
         options, split_names, divisions = {}, {}, []
-        for pair in filter(None, query.split('&')):
+        pairs = [pair for pair in query.split('&') if pair]
+        for pair in pairs:
             key, sep, value = pair.partition('=')
-            division = Division.parse(key, value)
+            # 0 and 1 are names of splits if both are named
+            named = value in ('0', '1') and any(other.startswith('train=') for other in pairs)
+            division = None if named else Division.parse(key, value)
             if division:
                 divisions.append(division)
             elif sep and key in SPLIT_NAMES:
@@ -81,7 +87,7 @@ class Request(NamedTuple):
         """The class names of the request, otherwise those that `classes` lists, or in the file that it names."""
         if self.class_names or not classes:
             return self.class_names
-        if ',' in classes and not (self.data_dir / classes).is_file():
+        if not (self.data_dir / classes).is_file() and (',' in classes or not Path(classes).suffix):
             return clean_names(f'`data`: classes={classes}', classes.split(','))
         return read_class_names(self.data_dir / classes)
 
@@ -92,6 +98,17 @@ class Request(NamedTuple):
     def known_names(self) -> Sequence[str]:
         """What the source may call the split, the most likely first."""
         return [self.split_names[self.split]] if self.split in self.split_names else SPLIT_NAMES[self.split]
+
+    def folder(self) -> str:
+        """The folder of the split, otherwise that of the data set if the images in it are to be divided."""
+        path = self.path(self.where_or('{split}'))
+        return str(self.data_dir) if self.whole and not (self.where or os.path.isdir(path)) else path
+
+    def images(self, folder: Optional[str]) -> Optional[str]:
+        """The path of an option `images`, in which {split} is replaced, too."""
+        if folder is None:
+            return None
+        return self.path(folder) if '{split}' in folder else str(self.data_dir / folder)
 
     def where_or(self, default: str) -> str:
         """The path in the address, otherwise the default, or the names of the splits if both are given."""
@@ -107,18 +124,24 @@ class Request(NamedTuple):
         return next((path for path in paths if exists(path)), paths[0])
 
 
-def match_split(values: Sequence[Any], request: Request, place: str) -> Tuple[str, List[int]]:
-    """The rows of the requested split, by their values in the column of splits: its name there, and their indices.
+def match_split(values: Sequence[Any], request: Request, place: str) -> List[int]:
+    """Indices of the rows of the requested split, by their values in the column of splits.
 
     Raises:
         InputError: No row has a name of the split.
     """
     names = [str(value if value is not None else '').strip() for value in values]
-    for wanted in request.known_names():
-        rows = [i for i, name in enumerate(names) if name.casefold() == wanted.casefold()]
-        if rows:
-            return wanted, rows
-    found = ', '.join(repr(name) for name in list(dict.fromkeys(names))[:10])
-    raise InputError(
-        f"{place} has no {request.known_names()[0]} split, but {found}. Name the splits with ?train=...&val=..., or"
-        ' hold out a share with ?val=0.2.')
+    wanted = {name.casefold() for name in request.known_names()}
+    rows = [i for i, name in enumerate(names) if name.casefold() in wanted]
+    if not rows:
+        found = ', '.join(repr(name) for name in list(dict.fromkeys(names))[:10])
+        raise InputError(
+            f"{place} has no {request.known_names()[0]} split, but {found}. Name the splits with"
+            ' ?train=...&val=..., or hold out a share with ?val=0.2.')
+    known = wanted | {name for names in SPLIT_NAMES.values() for name in names} | set(
+        name.casefold() for name in request.split_names.values())
+    others = [name for name in names if name.casefold() not in known]
+    if others and request.split == 'train':
+        some = ', '.join(repr(name) for name in list(dict.fromkeys(others))[:5])
+        _logger.warning('%s has %d rows of other splits, which are left out: %s', place, len(others), some)
+    return rows

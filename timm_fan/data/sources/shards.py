@@ -2,10 +2,11 @@
 import glob
 import io
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -40,6 +41,7 @@ class TarImages:
 
     def __init__(self, shards: Sequence[str], members: Sequence[Tuple[int, str, int, int]]):
         self.shards = list(shards)
+        self._folder = os.path.commonpath([os.path.dirname(os.path.abspath(shard)) for shard in self.shards])
         self.names = PackedStrings(name for _, name, _, _ in members)
         self.positions = np.array([(s, start, size) for s, _, start, size in members], dtype=np.int64).reshape(-1, 3)
 
@@ -50,7 +52,8 @@ class TarImages:
         return f'{self.shards[self.positions[index, 0]]}/{self.names[index]}'
 
     def key(self, index: int) -> str:
-        return f'{Path(self.shards[self.positions[index, 0]]).name}/{self.names[index]}'
+        shard = os.path.relpath(self.shards[self.positions[index, 0]], self._folder)
+        return f'{shard}/{self.names[index]}'
 
     def size(self, index: int) -> int:
         return int(self.positions[index, 2])
@@ -115,8 +118,20 @@ def _parse(content: bytes, suffix: str) -> Tuple[Tuple[Any, ...], Sample]:
         return groups, Sample('', (), boxes, box_labels, size=size)
     text = content.decode('utf-8-sig')
     if suffix == 'cls':
-        return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],), Sample('', ())
-    return (text.splitlines(),), Sample('', ())
+        try:
+            return ([int(t) for t in re.split(r'[\s,]+', text.strip()) if t],), Sample('', ())
+        except ValueError as error:
+            raise ValueError(f'{text.strip()!r:.60} is not a list of class indices') from error
+    return (text.strip(),), Sample('', ())
+
+
+def _has_labels(file: BinaryIO, start: int, size: int) -> bool:
+    """Whether a JSON member has labels, and not only other metadata."""
+    file.seek(start)
+    try:
+        return 'labels' in json.loads(file.read(size))
+    except (ValueError, TypeError):
+        return True  # its problem is reported
 
 
 def _samples(shard: str, problems: List[str]) -> Iterator[Tuple[str, str, Tuple[int, int], Sequence[Any], Sample]]:
@@ -130,6 +145,8 @@ def _samples(shard: str, problems: List[str]) -> Iterator[Tuple[str, str, Tuple[
         for key, found in samples.items():
             image = next((s for s in IMAGE_SUFFIXES if s in found), None)
             suffix = next((s for s in ('json', 'cls', 'txt') if s in found), None)
+            if suffix == 'json' and ('cls' in found or 'txt' in found) and not _has_labels(file, *found['json']):
+                suffix = 'cls' if 'cls' in found else 'txt'
             if image is None or suffix is None:
                 problems.append(f'{shard}: {key} has no {"image" if image is None else "json, cls or txt"}')
                 continue

@@ -2,9 +2,11 @@
 import csv
 import hashlib
 import io
+import re
 from collections import defaultdict
+from fractions import Fraction
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -12,6 +14,9 @@ from timm_fan.errors import InputError
 from timm_fan.files import printable, read_text, write_text
 
 from ..dataset import Images, MultiLabelDataset
+
+# iterative stratification takes minutes for thousands of classes
+_MOST_CLASSES = 300
 
 
 class Division(NamedTuple):
@@ -40,6 +45,8 @@ class Division(NamedTuple):
             if not (slash and fold.isdecimal() and folds.isdecimal() and 0 <= int(fold) < int(folds) > 1):
                 raise InputError(f'`data`: {text} must be a fold and their number, from fold=0/5 to fold=4/5.')
             return cls(text, fold=int(fold), folds=int(folds))
+        if key == 'val' and re.fullmatch(r'\d+%|\d+[,/]\d+', value):
+            raise InputError(f'`data`: {text} is no share. Write it as val=0.2.')
         try:
             share = float(value) if key == 'val' else None
         except ValueError:
@@ -60,8 +67,8 @@ def content_keys(images: Images) -> List[str]:
             sizes[images.size(i)].append(i)
         except OSError:  # an unreadable image is no duplicate
             continue
-    for same in sizes.values():
-        for i in same if len(same) > 1 else ():
+    for size, same in sizes.items():
+        for i in same if size and len(same) > 1 else ():
             try:
                 keys[i] = hashlib.sha256(images.read(i)).hexdigest()
             except OSError:
@@ -85,6 +92,25 @@ def _components(dataset: MultiLabelDataset) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
+def _folds(division: Division, count: int) -> Tuple[List[int], int]:
+    """The folds for validation, and the number of folds: 0.3 is three of ten."""
+    if division.folds:
+        return [division.fold], division.folds
+    smaller = min(division.share, 1 - division.share)
+    share = Fraction(smaller).limit_denominator(min(count, 20))
+    if share == 0:  # one small fold
+        share = Fraction(1, min(count, round(1 / smaller)))
+    chosen, rest = range(share.numerator), range(share.numerator, share.denominator)
+    return list(chosen if smaller == division.share else rest), share.denominator
+
+
+def _stratified(labels: np.ndarray, folds: int) -> np.ndarray:
+    """The columns of labels that are stratified: the rarest that can be in every fold, and which are few enough."""
+    counts = labels.sum(0, dtype=np.int64)
+    usable = np.flatnonzero(counts >= folds)
+    return labels[:, usable[np.argsort(counts[usable], kind='stable')[:_MOST_CLASSES]]]
+
+
 def divide(dataset: MultiLabelDataset, division: Division) -> np.ndarray:
     """Whether each image is for validation, bool (len(dataset),)
 
@@ -95,27 +121,26 @@ def divide(dataset: MultiLabelDataset, division: Division) -> np.ndarray:
         InputError: A part has no image.
     """
     try:
-        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
+        from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
     except ImportError as error:
         raise InputError(
             f'`data`: {division.text} requires iterative-stratification: pip install "timm-fan[train]".') from error
     parts = _components(dataset)
-    count, classes = parts.max() + 1, len(dataset.class_names)
-    labels = np.zeros((count, classes + 2), dtype=np.int8)
-    for i, part in enumerate(parts):
-        listed, values = dataset.labels.listed(i)
-        labels[part, listed[values == 1]] = 1
-    labels[:, classes] = labels[:, :classes].sum(1) == 0  # images without a label are divided, too
+    count, classes = int(parts.max()) + 1, len(dataset.class_names)
     few = round(count * division.share) in (0, count) if division.share else count < division.folds
     if few:
         raise InputError(
             f'`data`: {division.text} of {count} different images leaves a split without images. Give another share.')
-    if division.folds:
-        splitter = MultilabelStratifiedKFold(division.folds, shuffle=True, random_state=0)
-    else:
-        splitter = MultilabelStratifiedShuffleSplit(1, test_size=division.share, random_state=0)
-    held_out = list(splitter.split(labels, labels))[division.fold][1]
-    return np.isin(parts, held_out)
+    labels = np.zeros((count, classes), dtype=np.int8)
+    for i, part in enumerate(parts):
+        listed, values = dataset.labels.listed(i)
+        labels[part, listed[values == 1]] = 1
+    chosen, folds = _folds(division, count)
+    # images without a label are divided, too; a second column, because one is not multi-label
+    more = np.stack([labels.sum(1) == 0, np.ones(count)], axis=1).astype(np.int8)
+    labels = np.concatenate([_stratified(labels, folds), more], axis=1)
+    found = [test for _, test in MultilabelStratifiedKFold(folds, shuffle=True, random_state=0).split(labels, labels)]
+    return np.isin(parts, np.concatenate([found[fold] for fold in chosen]))
 
 
 def write_division(file: Path, **splits: MultiLabelDataset) -> None:

@@ -17,7 +17,7 @@ IMAGE_COLUMNS = (
     'image', 'file', 'file_name', 'filename', 'path', 'image_path', 'filepath', 'image_file', 'image_name', 'img',
     'image index')
 # columns that are never classes
-OTHER_COLUMNS = ('id', 'index', 'split', 'group', 'width', 'height')
+OTHER_COLUMNS = ('id', 'index', 'split', 'fold', 'is_valid', 'group', 'width', 'height')
 VALUES = {'1': 1, '0': 0, '-1': -1, 'true': 1, 'false': 0, '': -1}
 
 
@@ -57,14 +57,15 @@ def _is_class(table: TableFile, column: str) -> bool:
     return bool(cells) and sum(_value(cell) is not None for cell in cells) * 2 > len(cells)
 
 
-def _label_column(table: TableFile) -> Optional[str]:
-    """The column of label lists. One that has a known name but only holds 0 and 1 is a class."""
-    columns = list(table.columns)
+def _label_column(table: TableFile, class_names: Optional[Sequence[str]]) -> Optional[str]:
+    """The column of label lists. One that has a known name but only holds 0 and 1 is a class, unless others are known.
+    """
+    columns = [c for c in table.columns if class_names is None or c not in class_names]
     while True:
         column = find_column(columns, LABEL_COLUMNS)
         if column is None:
             return None
-        if any(_value(row.get(column)) is None for _, row in table.lines):
+        if class_names is not None or any(_value(row.get(column)) is None for _, row in table.lines):
             return column
         columns.remove(column)
 
@@ -78,14 +79,18 @@ def _find_columns(
         raise InputError(
             f'{file} has no column for the image: one of {", ".join(IMAGE_COLUMNS)}, or the one that image= names. It'
             f' has: {", ".join(table.columns)}.')
-    labels = _wanted_column(table, labels, file, 'labels') if labels else _label_column(table)
+    labels = _wanted_column(table, labels, file, 'labels') if labels else _label_column(table, class_names)
     if labels is not None:
-        more = (find_column(table.columns, [name]) or name for name in ('absent', 'unknown'))
+        more = [find_column(table.columns, [name]) or name for name in ('absent', 'unknown')]
+        flags = next((c for c in more if c in table.columns and _is_class(table, c)), None)
+        if flags:
+            raise InputError(f"{file}: column '{flags}' holds 1 and 0, not labels. Rename it, if it is something else.")
         return _Columns(image, (labels, *more), class_names)
     rest = [c for c in table.columns if c != image and c not in others and c.lower() not in OTHER_COLUMNS]
     if class_names is None:
         class_names = clean_names(str(file), _class_columns(file, table, rest))
-    lacking = [c for c in class_names if c not in table.columns]
+    known = set(table.columns)
+    lacking = [c for c in class_names if c not in known]
     if lacking:
         folded = {c.lower(): c for c in table.columns}
         similar = folded.get(lacking[0].lower())
@@ -102,8 +107,8 @@ def _class_columns(file: Path, table: TableFile, columns: Sequence[str]) -> List
         InputError: There is none, or a column is none.
     """
     columns = [c for c in columns if not all(is_empty(row.get(c)) for _, row in table.lines)]
-    classes = [c for c in columns if _is_class(table, c)]
-    foreign = [c for c in columns if c not in classes]
+    is_class = {c: _is_class(table, c) for c in columns}
+    classes, foreign = [c for c in columns if is_class[c]], [c for c in columns if not is_class[c]]
     if foreign and classes:
         cells = ((where, row.get(foreign[0])) for where, row in table.lines)
         where, cell = next((where, cell) for where, cell in cells if _value(cell) is None)
@@ -138,10 +143,10 @@ def _image_paths(lines: Sequence[Line], column: str, problems: List[str]) -> Lis
         path = row.get(column)
         if is_empty(path):
             problems.append(f'{where}: no image')
-        elif not isinstance(path, str) or '\x00' in path:
+        elif isinstance(path, bool) or not isinstance(path, (str, int)) or '\x00' in str(path):
             problems.append(f"{where}: '{path!r:.60}' ({type(path).__name__}) is not the path of an image")
         else:
-            named.append((where, {**row, column: path.strip()}))
+            named.append((where, {**row, column: str(path).strip()}))
     return named
 
 
@@ -157,16 +162,24 @@ def _causes(lines: Sequence[Line], columns: _Columns) -> List[str]:
 
 
 def _chosen_lines(
-        file: Path, table: TableFile, request: Optional[Request], split: Optional[str]) -> Optional[List[int]]:
+        file: Path, table: TableFile, request: Optional[Request], column: Optional[str]) -> Optional[List[int]]:
     """The lines of the requested split by the column of splits, None for all."""
     if request is None:
         return None
-    column = _wanted_column(table, split, file, 'split') if split else find_column(table.columns, ['split'])
+    column = column or find_column(table.columns, ['split'])
+    if column is None and request.whole:
+        return None
     if column is None:
         raise InputError(
             f"{file} is the same for all splits, and has no column 'split'. Hold out a share of its images with"
             ' ?val=0.2, name its column with split=, or write {split} in place of train and val.')
-    return match_split([row.get(column) for _, row in table.lines], request, f"{file}, column '{column}',")[1]
+    return match_split([row.get(column) for _, row in table.lines], request, f"{file}, column '{column}',")
+
+
+def _group(cell: Any) -> str:
+    """The name of a group, '' for none. A whole number is the same group as integer and as float."""
+    text = '' if is_empty(cell) else str(cell).strip()
+    return text.removesuffix('.0')
 
 
 def read_table(
@@ -197,8 +210,8 @@ def read_table(
         sep: Separator of labels in a text, by default the one of | ; , tab and line break that occurs.
         unlisted: Meaning of labels that a list does not contain, 'absent' or 'unknown' (Open Images).
         group: Column of groups that a division into splits does not tear apart, such as patients.
-        split: Column of the split, by default 'split', if only a part is requested.
-        request: The part that is requested, by default all lines.
+        split: Column of the split, by default 'split'.
+        request: The split that is requested, by default all lines.
 
     Raises:
         InputError: The file cannot be read or lacks a column. Broken or repeated rows, unknown labels and missing
@@ -214,6 +227,7 @@ def read_table(
         raise_problems(str(file), problems)
         raise InputError(f'{file} has no rows.')
     group = _wanted_column(table, group, file, 'group') if group else None
+    split = _wanted_column(table, split, file, 'split') if split else None
     columns = _find_columns(file, table, image, labels, class_names, [c for c in (group, split) if c])
     lines = _image_paths(table.lines, columns.image, problems)
     places = [where for where, _ in lines]
@@ -232,6 +246,6 @@ def read_table(
         ImageFiles(images or file.parent, files), SparseLabels(indexed, len(class_names), default if columns.labels
         else 0.), class_names)
     if group:
-        dataset.groups = [str(row.get(group) or '') for _, row in lines]
+        dataset.groups = [_group(row.get(group)) for _, row in lines]
     chosen = _chosen_lines(file, TableFile(table.columns, lines), request, split)
     return dataset if chosen is None else dataset.part(chosen)

@@ -10,6 +10,7 @@ from timm_fan.errors import InputError
 
 JSON_LINES = ('.jsonl', '.ndjson')
 DELIMITERS = (',', ';', '\t', '|')
+csv.field_size_limit(2 ** 31 - 1)  # a line may be long, with a column for each of many classes
 BYTE_ORDER_MARKS = {b'\xef\xbb\xbf': 'utf-8-sig', b'\xff\xfe': 'utf-16', b'\xfe\xff': 'utf-16'}
 TABLES = ('.csv', '.tsv', '.json', *JSON_LINES, '.parquet')
 
@@ -50,6 +51,8 @@ def _csv_lines(file: Path, image_columns: Sequence[str], problems: List[str]) ->
             stream.seek(0)
         delimiter = own[1] if own else '\t' if file.suffix.lower() == '.tsv' else _delimiter(header, image_columns)
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
+        while reader.fieldnames == []:  # an empty line above the header
+            reader.fieldnames = None
         named = [name.strip() for name in reader.fieldnames or ()]
         repeated = [name for name, count in Counter(filter(None, named)).items() if count > 1]
         if repeated:
@@ -152,12 +155,23 @@ def read_file(file: Path, image_columns: Sequence[str], problems: List[str]) -> 
         raise InputError(f'{file} is not UTF-8 text ({error}). Save it as CSV UTF-8.') from error
     found = dict.fromkeys(name for _, row in lines for name in row)
     columns = {name: name.strip() for name in found if _has_name(name.strip())}
+    repeated = [name for name, count in Counter(columns.values()).items() if count > 1]
+    if repeated:
+        raise InputError(f'{file} has several columns named {repeated[0]!r}, apart from blanks.')
     lines = [(where, {columns[name]: cell for name, cell in row.items() if name in columns}) for where, row in lines]
     return TableFile(list(dict.fromkeys(columns.values())), [
         (where, row) for where, row in lines if not all(map(is_empty, row.values()))])
 
 
 def find_column(columns: Sequence[str], names: Sequence[str]) -> Optional[str]:
-    """The first of the names, in lower case, that a column has in any case."""
-    by_name = {column.lower(): column for column in reversed(columns)}
+    """The first of the names, in lower case, that a column has in any case.
+
+    Raises:
+        InputError: Two columns have it.
+    """
+    by_name: Dict[str, str] = {}
+    for column in columns:
+        other = by_name.setdefault(column.lower(), column)
+        if other != column and column.lower() in names:
+            raise InputError(f"The columns '{other}' and '{column}' only differ in case. Rename one of them.")
     return next((by_name[name] for name in names if name in by_name), None)

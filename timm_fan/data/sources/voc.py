@@ -66,7 +66,8 @@ def read_voc_folder(
     """
     folder = Path(folder)
     annotations = folder / 'Annotations' if (folder / 'Annotations').is_dir() else folder
-    files = sorted(file for file in annotations.rglob('*.xml') if not file.name.startswith('.'))
+    files = sorted(
+        file for file in annotations.rglob('*') if file.suffix.lower() == '.xml' and not file.name.startswith('.'))
     if not files:
         raise InputError(f'No annotation in VOC\'s XML in {folder}.')
     images = ''
@@ -137,6 +138,8 @@ def _size(tree: ElementTree.ElementTree) -> Optional[Tuple[int, int]]:
 def _read_objects(file: Path) -> Tuple[Optional[Tuple[int, int]], List[_Object]]:
     """The size of the image, and its objects. Raises ValueError for an object that is damaged."""
     tree = ElementTree.parse(file)
+    if tree.getroot().tag != 'annotation':
+        raise ValueError(f"it is no annotation, but '{tree.getroot().tag}'. Move it elsewhere")
     objects = []
     for item in tree.findall('object'):
         name, flag = (item.findtext('name') or '').strip(), (item.findtext('difficult') or '0').strip().lower()

@@ -1,6 +1,7 @@
 """YOLO's format: a YAML file with class names and folders of images, and a text file for each image."""
+import logging
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Union
 
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.files import read_lines, read_yaml
@@ -8,11 +9,14 @@ from timm_fan.files import read_lines, read_yaml
 from ..dataset import MultiLabelDataset
 from ..images import image_files
 from ..packed import Sample
+from ..paths import ImageFinder, find_files
 from .labels import clean_names
+
+_logger = logging.getLogger(__name__)
 
 
 def _names(file: Path, content: Dict[str, Any]) -> List[str]:
-    names = content.get('names')
+    names, count = content.get('names'), content.get('nc')
     if isinstance(names, dict):
         by_index = {str(key): name for key, name in names.items()}
         names = [by_index.get(str(i)) for i in range(len(by_index))]
@@ -20,6 +24,10 @@ def _names(file: Path, content: Dict[str, Any]) -> List[str]:
             raise InputError(f"{file}: the keys of 'names' are not the class indices from 0 to {len(names) - 1}.")
     if not isinstance(names, list) or not names:
         raise InputError(f"{file} has no list of class names: 'names'.")
+    if any(isinstance(name, bool) for name in names):
+        raise InputError(f"{file}: a class name is a truth value for YAML, such as yes or no. Write it in quotes.")
+    if count not in (None, len(names)):
+        raise InputError(f"{file}: nc is {count}, but 'names' has {len(names)} classes.")
     return clean_names(str(file), list(map(str, names)))
 
 
@@ -29,28 +37,29 @@ def _folder(root: Path, entry: str) -> Path:
     return next((path for path in candidates if path.exists()), candidates[0])
 
 
-def _images(root: Path, entries: Any) -> List[Path]:
-    """The image files of a split: of folders, or of text files that list them."""
-    images: List[Path] = []
+def _images(root: Path, entries: Any) -> List[str]:
+    """Paths of the images of a split, of folders or of text files that list them, as they stand there."""
+    images: List[str] = []
     for entry in entries if isinstance(entries, list) else [entries]:
         path = _folder(root, str(entry))
         if path.is_dir():
-            images += image_files(path)
+            images += [_relative(image, root) for image in image_files(path)]
         elif path.is_file():
-            listed = (line.strip() for line in read_lines(path))
-            images += [root / line if (root / line).exists() else path.parent / line for line in listed if line]
+            images += [line.strip() for line in read_lines(path) if line.strip()]
         else:
-            raise InputError(f"No folder or list of images {path}.")
+            raise InputError(f'No folder or list of images {path}.')
     return images
 
 
-def _label_file(image: Path) -> Path:
+def _label_file(image: Path) -> Optional[Path]:
     """`.../images/a/b.jpg` -> `.../labels/a/b.txt`, by the last folder named images. Otherwise next to the image."""
-    parts = list(image.with_suffix('.txt').parts)
-    if 'images' in parts[:-1]:
-        last = len(parts) - 2 - parts[-2::-1].index('images')
-        parts[last] = 'labels'
-    return Path(*parts)
+    parts = list(image.with_suffix('').parts)
+    named = [i for i, part in enumerate(parts[:-1]) if part.lower() == 'images']
+    stems = [Path(*parts)]
+    if named:
+        stems = [Path(*parts[:named[-1]], name, *parts[named[-1] + 1:]) for name in ('labels', 'Labels')] + stems
+    files = (stem.with_name(f'{stem.name}{suffix}') for stem in stems for suffix in ('.txt', '.TXT'))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _classes(file: Path, count: int) -> List[int]:
@@ -94,19 +103,22 @@ def read_yolo(file: Union[str, Path], split_names: Sequence[str]) -> MultiLabelD
             ' with ?val=0.2.')
     roots = [file.parent / str(content.get('path') or ''), file.parent]
     root = next((r for r in roots if _folder(r, str(_first(content[split]))).exists()), roots[0]).resolve()
-    samples, problems, with_labels = [], [], 0
-    images = _images(root, content[split])
+    paths, problems, hints = _images(root, content[split]), [], []
+    images = find_files(ImageFinder(root), paths, [f'{split}: {path}' for path in paths], problems, hints)
+    raise_problems(str(file), problems, hints=hints)
+    samples, without = [], 0
     for image in images:
-        label_file = _label_file(image)
+        label_file = _label_file(root / image)
+        without += label_file is None
         try:
-            classes = _classes(label_file, len(names)) if label_file.is_file() else []
-            with_labels += label_file.is_file()
-            samples.append(Sample(_relative(image, root), classes))
+            samples.append(Sample(image, _classes(label_file, len(names)) if label_file else []))
         except (ValueError, OSError) as error:
             problems.append(f'{label_file}: {error}')
     raise_problems(str(file), problems)
-    if images and not with_labels:
-        raise InputError(f'No image of {file} has a text file of labels, the first would be {_label_file(images[0])}.')
+    if without == len(images):
+        raise InputError(f'No image of {file} has a text file of labels, in labels/ for images/, or next to the image.')
+    if without:
+        _logger.warning('%s: %d of %d %s images have no text file, and so no object', file, without, len(images), split)
     return MultiLabelDataset.from_samples(root, samples, names)
 
 
