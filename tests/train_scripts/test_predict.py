@@ -22,8 +22,8 @@ def test_text_has_a_line_for_each_image(monkeypatch, capsys, run_folder, coco_fo
 
 def test_json_has_sorted_probabilities_above_the_threshold(monkeypatch, capsys, run_folder, coco_folder):
     photo = coco_folder / 'val2014' / '000003.jpg'
-    assert run_here(monkeypatch, 'predict', run_folder, photo, '--threshold', '0.01', '--format', 'json') == 0
-    [result] = json.loads(capsys.readouterr().out)
+    assert run_here(monkeypatch, 'predict', run_folder, photo, '--threshold', '0.01', '--format', 'jsonl') == 0
+    result = json.loads(capsys.readouterr().out)
     names = read_coco(coco_folder, 'val2014').class_names
     assert result['file'] == str(photo) and {x['label'] for x in result['labels']} <= set(names)
     probabilities = [x['probability'] for x in result['labels']]
@@ -33,7 +33,11 @@ def test_json_has_sorted_probabilities_above_the_threshold(monkeypatch, capsys, 
 @pytest.mark.parametrize('options, words', [
     (['--device', 'nothing'], '--device nothing is not a device of PyTorch'),
     (['--topk', '0'], '--topk must be at least 1, got 0'),
-    (['--threshold', '1'], '--threshold must be between 0 and 1, got 1.0'),
+    (['--threshold', '1'], '--threshold must be at least 0 and less than 1, got 1.0'),
+    (['--resume'], '--resume continues a file: name it with --output'),
+    (['--format', 'parquet'], '--format parquet requires a file: --output'),
+    (['--data', 'table:a.csv'], '--data excludes other images'),
+    (['--output', 'x.csv', '--save-embeddings', 'x.txt'], '--save-embeddings x.txt must be a .npy file'),
 ])
 def test_mistakes_are_named(monkeypatch, capsys, run_folder, coco_folder, options, words):
     photo = coco_folder / 'val2014' / '000003.jpg'
@@ -41,15 +45,17 @@ def test_mistakes_are_named(monkeypatch, capsys, run_folder, coco_folder, option
     assert words in capsys.readouterr().err
 
 
-def test_unreadable_images_are_left_out(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
-    (tmp_path / 'a.jpg').write_bytes((coco_folder / 'val2014' / '000003.jpg').read_bytes()[:400])
+def test_unreadable_images_are_listed(monkeypatch, capsys, run_folder, coco_folder, tmp_path):
+    content = (coco_folder / 'val2014' / '000003.jpg').read_bytes()
+    (tmp_path / 'a.jpg').write_bytes(content[:400])
     assert run_here(monkeypatch, 'predict', run_folder, tmp_path) == 2
     error = capsys.readouterr().err
     assert f'unreadable image {tmp_path / "a.jpg"}' in error and 'No image could be read' in error
-    (tmp_path / 'b.jpg').write_bytes((coco_folder / 'val2014' / '000003.jpg').read_bytes())
+    (tmp_path / 'b.jpg').write_bytes(content)
     assert run_here(monkeypatch, 'predict', run_folder, tmp_path) == 0
     output = capsys.readouterr()
-    assert output.out.startswith(f'{tmp_path / "b.jpg"}: ') and output.out.count('\n') == 1
+    first, second = output.out.splitlines()
+    assert first.startswith(f'{tmp_path / "a.jpg"}: unreadable (') and second.startswith(f'{tmp_path / "b.jpg"}: ')
     assert str(tmp_path / 'a.jpg') in output.err
 
 

@@ -1,8 +1,9 @@
 """From the bytes of an image file to an upright 8-bit RGB image."""
 import io
+import os
 import warnings
 from pathlib import Path
-from typing import List, Sequence, Union
+from typing import Iterator, List, Sequence, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -52,12 +53,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == 'RGB' else image.convert('RGB')  # convert() always copies
 
 
+def walk_images(folder: Union[str, Path]) -> Iterator[str]:
+    """Paths of `image_files`, one folder at a time."""
+    extensions = Image.registered_extensions()
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.is_dir(follow_symlinks=False):
+            yield from walk_images(entry.path)
+        elif (os.path.splitext(entry.name)[1].lower() in extensions and not entry.name.startswith('.')
+                and entry.is_file()):
+            yield str(Path(entry.path))  # without ./
+
+
 def image_files(folder: Path) -> List[Path]:
     """Files below a folder with the extension of an image, sorted, without hidden ones (`._x.jpg` of macOS)."""
-    extensions = Image.registered_extensions()
-    return sorted(
-        file for file in folder.rglob('*')
-        if file.suffix.lower() in extensions and not file.name.startswith('.') and file.is_file())
+    return [Path(file) for file in walk_images(folder)]
 
 
 def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:
