@@ -138,9 +138,9 @@ def test_a_resumed_run_repeats_the_options(monkeypatch, capsys, model_folder, ph
     assert run_here(monkeypatch, 'predict', *options, '--resume') == 2
     assert 'was started with batch_size 2, this is 4' in capsys.readouterr().err
     (photos.parent / 'more.jpg').write_bytes(b'')
-    assert run_here(
-        monkeypatch, 'predict', *options, photos.parent / 'more.jpg', '--resume', '--batch-size', '2') == 2
-    assert 'was started with images' in capsys.readouterr().err
+    more = model_folder, photos, photos.parent / 'more.jpg', *options[2:], '--resume', '--batch-size', '2'
+    assert run_here(monkeypatch, 'predict', *more) == 2
+    assert 'was started with other images. Repeat the first command with --resume' in capsys.readouterr().err
     assert run_here(monkeypatch, 'predict', *options, '--resume', '--batch-size', '2') == 0
     assert len(output.read_text().splitlines()) == 60
     assert run_here(monkeypatch, 'predict', *options, '--resume', '--batch-size', '2') == 0

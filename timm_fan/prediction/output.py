@@ -159,9 +159,11 @@ class PredictionFile:
     def _check(self, recorded: Dict[str, Any], settings: Dict[str, Any]) -> None:
         for name in settings:
             if recorded.get(name) != settings[name]:
+                hidden = name in ('weights', 'images')  # hashes
+                what = f'other {name}' if hidden else f'{name} {recorded.get(name)}, this is {settings[name]}'
                 raise InputError(
-                    f'`output={self.file}` was started with {name} {recorded.get(name)}, this is {settings[name]}.'
-                    f' Repeat the first command with `resume`, or delete the file{self._and_record()}.')
+                    f'`output={self.file}` was started with {what}. Repeat the first command with `resume`, or'
+                    f' delete the file{self._and_record()}.')
 
     @property
     def complete(self) -> bool:
