@@ -1,4 +1,5 @@
 """Devices, cores, signals and worker processes of a long run."""
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,21 @@ def available_cores() -> int:
     return max(1, cores // processes)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors. Otherwise it returns large ones to the system and fetches them again.
+
+    As MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_ and MALLOC_ARENA_MAX=1 do, which have to be set before the start.
+    Nothing happens with other C libraries.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows
+        return
+    # by their numbers in malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
+    for option, value in ((-4, 0), (-1, 2 ** 30), (-8, 1)):
+        mallopt(option, value)
+
+
 def prediction_cores(workers: Optional[int], device: str) -> Tuple[int, int]:
     """Processes that decode, and batches that are computed at the same time, see `predict_photos`.
 
@@ -40,6 +56,7 @@ def prediction_cores(workers: Optional[int], device: str) -> Tuple[int, int]:
         return workers, 2
     threads = torch.get_num_threads() if 'OMP_NUM_THREADS' in os.environ else cores
     torch.set_num_threads(1)
+    keep_freed_memory()
     return workers, threads
 
 

@@ -8,6 +8,7 @@ import resource
 import statistics
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -24,6 +25,7 @@ from benchmarks.timing import seconds
 from timm_fan.data import ImageFiles, load_image
 from timm_fan.files import write_text
 from timm_fan.models import BUNDLED, load_model, model_folder
+from timm_fan.models.pretrained import WEIGHTS
 from timm_fan.prediction import EncodedPhotos, Predictor, find_photos, predict_photos
 from timm_fan.prediction.engine import _collate, _Transformed
 from timm_fan.prediction.predictor import DTYPES
@@ -123,7 +125,6 @@ class Benchmark:
 
     def compute(self) -> None:
         """As many batches as there are, by the threads of predict.py, on images in memory."""
-        from concurrent.futures import ThreadPoolExecutor
         with ThreadPoolExecutor(self.threads) as pool:
             list(pool.map(
                 lambda _: self.predictor.compute(self.batch), range(-(-len(self.files) // self.args.batch_size))))
@@ -183,9 +184,8 @@ def local_folder(name: str) -> str:
     """The folder of a model for transformers, which knows no names of timm_fan."""
     if Path(name).is_dir():
         return str(model_folder(name))
-    import timm_fan.models.pretrained as pretrained
-    bundled = next((f for f in pretrained.WEIGHTS.iterdir() if f.name.partition('.')[0] == name), None)
-    return str(bundled) if bundled else name.removeprefix('hf-hub:')
+    bundled = WEIGHTS / name
+    return str(bundled) if bundled.is_dir() else name.removeprefix('hf-hub:')
 
 
 def measure(benchmark: Benchmark, repeats: int) -> Dict[str, List[float]]:
