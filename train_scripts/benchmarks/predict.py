@@ -168,14 +168,14 @@ class Benchmark:
             run = pipeline(
                 'image-classification', model=local_folder(self.args.model), device=self.device,
                 function_to_apply='sigmoid', batch_size=self.args.batch_size, num_workers=self.workers)
-            run(self.files[:1])
+            run(self.files[:2])
         except Exception as error:  # it has no common class for what it cannot load
             self.unavailable[PIPELINE] = f'{type(error).__name__}: {(str(error).splitlines() or [""])[0]:.200}'
             return None
 
         def predict() -> None:
             with torch.inference_mode(), self._autocast():
-                for _ in run(iter(self.files), top_k=len(self.plain.names)):
+                for _ in run(self.files, top_k=len(self.plain.names)):
                     pass
         return predict
 
