@@ -4,7 +4,7 @@ import signal
 import pytest
 import torch
 
-from timm_fan.processes import StopRequest, ignore_signals, share_cores
+from timm_fan.processes import StopRequest, ignore_signals, prediction_cores, share_cores
 
 
 @pytest.fixture(autouse=True)
@@ -57,5 +57,24 @@ def test_threads_and_workers_do_not_exceed_the_cores(monkeypatch, cores, process
         torch.set_num_threads(5)
         assert share_cores(wanted) == workers
         assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('cores, processes, wanted, device, expected', [
+    (2, 1, None, 'cpu', (2, 2)), (16, 4, None, 'cpu', (4, 4)), (16, 1, 3, 'cpu', (3, 16)),
+    (16, 1, None, 'cuda', (16, 2)), (1, 2, 5, 'cpu', (1, 1))])
+def test_predictions_decode_and_compute_on_all_cores(monkeypatch, cores, processes, wanted, device, expected):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)))
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', str(processes))
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert prediction_cores(wanted, device) == expected
+        assert torch.get_num_threads() == (1 if device == 'cpu' else 3)
+        torch.set_num_threads(3)
+        monkeypatch.setenv('OMP_NUM_THREADS', '3')
+        assert prediction_cores(wanted, device)[1] == (3 if device == 'cpu' else 2)
     finally:
         torch.set_num_threads(before)

@@ -1,8 +1,9 @@
 """Devices, cores, signals and worker processes of a long run."""
+import ctypes
 import multiprocessing
 import os
 import signal
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 
@@ -17,6 +18,48 @@ def best_device() -> str:
     return 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 
+def available_cores() -> int:
+    """Cores for this process, if all processes of a run on this machine get the same number."""
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # set by torchrun and accelerate launch
+    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+    return max(1, cores // processes)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors. Otherwise it returns large ones to the system and fetches them again.
+
+    As MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_ and MALLOC_ARENA_MAX=1 do, which have to be set before the start.
+    Nothing happens with other C libraries.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl; Windows
+        return
+    # by their numbers in malloc.h: M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX
+    for option, value in ((-4, 0), (-1, 2 ** 30), (-8, 1)):
+        mallopt(option, value)
+
+
+def prediction_cores(workers: Optional[int], device: str) -> Tuple[int, int]:
+    """Processes that decode, and batches that are computed at the same time, see `predict_photos`.
+
+    On a CPU, there are as many of both as cores: whichever is slower gets more of the cores. A batch is computed by one
+    thread of PyTorch, which has no other to spin and wait for. OMP_NUM_THREADS sets the number of batches instead.
+
+    Args:
+        workers: Processes that are wanted, None for one per core.
+        device: Type of the device.
+    """
+    cores = available_cores()
+    workers = cores if workers is None else min(workers, cores)
+    if device != 'cpu':
+        return workers, 2
+    threads = torch.get_num_threads() if 'OMP_NUM_THREADS' in os.environ else cores
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    return workers, threads
+
+
 def share_cores(workers: int) -> int:
     """Give each data loading process a core, and the other cores to the threads of PyTorch.
 
@@ -29,9 +72,7 @@ def share_cores(workers: int) -> int:
     Returns:
         As many of them as there are cores for, where a model on a CPU needs one itself.
     """
-    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # set by torchrun and accelerate launch
-    cores = max(1, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
-    cores = max(1, cores // processes)
+    cores = available_cores()
     # the thread that feeds a GPU needs little of a core
     workers = min(workers, cores if torch.cuda.is_available() else cores - 1)
     if 'OMP_NUM_THREADS' not in os.environ:

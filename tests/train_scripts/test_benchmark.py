@@ -80,3 +80,22 @@ def test_backbones(monkeypatch, capsys, tmp_path):
     assert f'timm {timm.__version__}' in page and capsys.readouterr().out.startswith('# FAN over timm backbones')
     assert '| resnet | `test_resnet` | 0.4 | 8 16 32 | 48 192 96 |  |  | any | 1 of 1 | 1 |' in page
     assert f'of the {len(results.read_text().splitlines())} models that were tried' in page
+
+
+def test_predict(monkeypatch, capsys, coco_folder, run_folder, tmp_path):
+    """Ratios are those of the rates in the JSON file."""
+    file, page = tmp_path / 'predict.json', tmp_path / 'predict.md'
+    options = ['--model', run_folder, '--images', '6', '--repeats', '1', '--workers', '1', '--device', 'cpu']
+    others = ['--contenders', 'one image at a time', 'timm: create_loader and a loop']
+    assert run_here(
+        monkeypatch, 'benchmark', 'predict', coco_folder / 'val2014', *options, *others, '--results', file,
+        '--table', page) == 0
+    report, text = json.loads(file.read_text()), page.read_text()
+    rates = report['images_per_second']
+    assert list(rates) == ['loader alone', 'model alone', 'predict.py', *others[1:]] and report['images'] == 6
+    for name, rate in rates.items():
+        assert f'| {name} | {rate:.1f} | {rates["predict.py"] / rate:.2f} x |' in text
+    assert report['bound'] == pytest.approx(1 / (1 / rates['loader alone'] + 1 / rates['model alone']))
+    assert text in capsys.readouterr().out + '\n'
+    assert run_here(monkeypatch, 'benchmark', 'predict', *options, '--memory-images', '40') == 0
+    assert re.fullmatch(r'4 images: \d+ MiB at most; 40 images: \d+ MiB at most .*\n', capsys.readouterr().out)

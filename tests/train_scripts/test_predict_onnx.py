@@ -51,11 +51,11 @@ def without_pytorch(*args, **env: str) -> subprocess.CompletedProcess:
 
 def both_predictions(monkeypatch, capsys, model_folder, *args):
     """The JSON of predict.py and of predict_onnx.py, by the name of the image."""
-    assert run_here(monkeypatch, 'predict', model_folder, *args, '--format', 'json') == 0
-    ours = json.loads(capsys.readouterr().out)
-    result = without_pytorch(model_folder / 'export' / 'model.onnx', *args, '--format', 'json')
+    assert run_here(monkeypatch, 'predict', model_folder, *args, '--format', 'jsonl') == 0
+    ours = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    result = without_pytorch(model_folder / 'export' / 'model.onnx', *args, '--format', 'jsonl')
     assert result.returncode == 0, result.stderr
-    theirs = json.loads(result.stdout)
+    theirs = [json.loads(line) for line in result.stdout.splitlines()]
     assert [x['file'] for x in theirs] == [x['file'] for x in ours]
     for a, b in zip(ours, theirs):
         yield Path(a['file']).stem, a['labels'], b['labels']
@@ -79,7 +79,7 @@ def test_predictions_without_pytorch(monkeypatch, capsys, tmp_path, size, crop_m
 def test_predict_runs_onnx_files(monkeypatch, capsys, model_folder, tmp_path):
     file = model_folder / 'export' / 'model.onnx'
     photo().save(tmp_path / 'photo.jpg')
-    for options in (['--topk', '2'], ['--threshold', '0.01', '--format', 'json']):
+    for options in (['--topk', '2'], ['--threshold', '0.01', '--format', 'jsonl']):
         assert run_here(monkeypatch, 'predict', file, tmp_path, *options) == 0
         assert capsys.readouterr().out == without_pytorch(file, tmp_path, *options).stdout != ''
     for args, message in (
@@ -164,7 +164,7 @@ def odd_names(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize('program', ['predict', 'predict_onnx'])
-def test_names_are_printed_on_one_line_and_unreadable_images_are_left_out(
+def test_names_are_printed_on_one_line_and_unreadable_images_are_listed(
         monkeypatch, capfd, model_folder, odd_names, program):
     if program == 'predict':
         assert run_here(monkeypatch, 'predict', model_folder, odd_names, '--topk', '1') == 0
@@ -175,20 +175,22 @@ def test_names_are_printed_on_one_line_and_unreadable_images_are_left_out(
         assert result.returncode == 0
         out, err = result.stdout, result.stderr
     names = [r'a \udce9.png', r'b\nline.png', r'c\x1b[31m.png']
-    assert [line.rpartition(': ')[0] for line in out.splitlines()] == [f'{odd_names}/{name}' for name in names]
+    lines = out.splitlines()
+    assert [line.rpartition(': ')[0] for line in lines[:3]] == [f'{odd_names}/{name}' for name in names]
+    assert all(': unreadable (cannot identify image file' in line for line in lines[3:]) and len(lines) == 5
     lines = [line for line in err.splitlines() if 'unreadable' in line]
     assert len(lines) == 2
     for line, name in zip(lines, (r'd \udce9.png', r'e\nline.png')):
-        assert line.startswith(f'unreadable image {odd_names}/{name} (cannot identify image file ')
-        assert line.endswith('), left out')
+        assert line.startswith(f'unreadable image {odd_names}/{name} (cannot identify image file')
 
 
 def test_names_in_json_are_complete(monkeypatch, capsys, model_folder, odd_names):
     names = [f'{odd_names}/{os.fsdecode(name)}' for name in (b'a \xe9.png', b'b\nline.png', b'c\x1b[31m.png')]
-    assert run_here(monkeypatch, 'predict', model_folder, odd_names, '--format', 'json') == 0
-    assert [x['file'] for x in json.loads(capsys.readouterr().out)] == names
-    result = without_pytorch(model_folder / 'export' / 'model.onnx', odd_names, '--format', 'json')
-    assert [x['file'] for x in json.loads(result.stdout)] == names
+    assert run_here(monkeypatch, 'predict', model_folder, odd_names, '--format', 'jsonl') == 0
+    names += [f'{odd_names}/{os.fsdecode(name)}' for name in (b'd \xe9.png', b'e\nline.png')]
+    assert [json.loads(line)['file'] for line in capsys.readouterr().out.splitlines()] == names
+    result = without_pytorch(model_folder / 'export' / 'model.onnx', odd_names, '--format', 'jsonl')
+    assert [json.loads(line)['file'] for line in result.stdout.splitlines()] == names
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(model_folder, tmp_path):
@@ -224,6 +226,24 @@ def test_mistakes_end_in_one_message(model_folder, tmp_path):
             ([model, tmp_path / 'none.jpg'], f'No image file or folder {tmp_path}/none.jpg.'),
             ([model, tmp_path / 'broken.jpg'], 'error: No image could be read.'),
             ([model, tmp_path / 'photo.jpg', '--topk', '0'], '--topk must be at least 1, got 0.'),
-            ([model, tmp_path / 'photo.jpg', '--threshold', '1'], '--threshold must be between 0 and 1, got 1.0.')):
+            ([model, tmp_path / 'photo.jpg', '--threshold', '1'],
+             '--threshold must be at least 0 and less than 1, got 1.0.')):
         result = without_pytorch(*args)
         assert result.returncode == 2 and message in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_batches_give_each_image_its_own_labels(model_folder, tmp_path):
+    """More batches than threads, with an unreadable image in the middle, in the order of the files."""
+    for i in range(11):
+        photo(60 + 7 * i, 80).save(tmp_path / f'{i:02d}.png')
+    (tmp_path / '05.png').write_bytes(b'no image')
+    results = []
+    for size in (1, 3):
+        options = '--threshold', '0', '--format', 'jsonl', '--batch-size', size
+        output = without_pytorch(model_folder / 'export' / 'model.onnx', tmp_path, *options).stdout
+        results.append([json.loads(line) for line in output.splitlines()])
+    assert [Path(x['file']).name for x in results[1]] == [f'{i:02d}.png' for i in range(11)]
+    assert 'cannot identify' in results[1][5]['unreadable']
+    for one, three in zip(*results):
+        assert_same_labels(one.get('labels', []), three.get('labels', []))
+    assert len({x['labels'][0]['probability'] for x in results[1] if 'labels' in x}) > 5

@@ -72,8 +72,8 @@ from transformers import pipeline
 print(json.dumps(pipeline('image-classification', model='me/photos')({str(photo)!r}, top_k=10)))
 """)
     found = {x['label']: x['score'] for x in json.loads(out.splitlines()[-1])}
-    result = launch(SCRIPTS / 'predict.py', resnet18_run, photo, '--topk', '10', '--format', 'json')
-    ours = {x['label']: x['probability'] for x in json.loads(result.stdout)[0]['labels']}
+    result = launch(SCRIPTS / 'predict.py', resnet18_run, photo, '--topk', '10', '--format', 'jsonl')
+    ours = {x['label']: x['probability'] for x in json.loads(result.stdout)['labels']}
     assert found.keys() == ours.keys() and len(ours) == 6
     assert all(found[k] == pytest.approx(ours[k], abs=1e-4) for k in ours)
 

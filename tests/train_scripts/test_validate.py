@@ -54,11 +54,11 @@ def test_thresholds_are_kept_and_applied(monkeypatch, capsys, run_folder, coco_f
     assert run_here(monkeypatch, 'validate', folder, *common, '--threshold', '0.5') == 0
     assert json.loads(capsys.readouterr().out)['all'] == plain['all']
 
-    assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014', '--format', 'json') == 0
-    found = json.loads(capsys.readouterr().out)
+    assert run_here(monkeypatch, 'predict', folder, coco_folder / 'val2014', '--format', 'jsonl') == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     threshold = config['thresholds'][0]
     assert sum(len(r['labels']) for r in found) > 0
-    assert all(label['probability'] >= round(threshold, 4) for r in found for label in r['labels'])
+    assert all(label['probability'] > threshold - 1e-7 for r in found for label in r['labels'])
     for options, word in (
             (['--choose-thresholds', 'best'], 'class-f1'), (['--threshold', '1.5'], '1.5')):
         assert run_here(monkeypatch, 'validate', folder, *common, *options) == 2

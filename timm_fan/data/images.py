@@ -3,7 +3,7 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import List, Sequence, Union
+from typing import FrozenSet, Iterator, List, Sequence, Union
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -53,20 +53,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == 'RGB' else image.convert('RGB')  # convert() always copies
 
 
+def walk_images(folder: Union[str, Path], parents: FrozenSet[str] = frozenset()) -> Iterator[str]:
+    """Paths of `image_files`, one folder at a time. `parents` are the real paths of the folders above."""
+    extensions, real = Image.registered_extensions(), os.path.realpath(folder)
+    if real in parents:  # a link to a folder above
+        return
+    with os.scandir(folder) as entries:
+        ordered = sorted(entries, key=lambda entry: entry.name)
+    for entry in ordered:
+        if entry.name.startswith(('.', '__MACOSX')):
+            continue
+        if entry.is_dir():
+            yield from walk_images(entry.path, parents | {real})
+        elif os.path.splitext(entry.name)[1].lower() in extensions and entry.is_file():
+            yield str(Path(entry.path))  # without ./
+
+
 def image_files(folder: Path) -> List[Path]:
     """Files below a folder with the extension of an image, sorted, also in linked folders.
 
     Hidden files and folders (`._x.jpg` and `__MACOSX` of macOS, `.ipynb_checkpoints`) are left out.
     """
-    extensions, files, seen = Image.registered_extensions(), [], set()
-    for path, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(path)
-        folders[:] = [] if real in seen else [f for f in folders if not f.startswith(('.', '__MACOSX'))]
-        if real not in seen:
-            files += [Path(path, name) for name in names
-                      if os.path.splitext(name)[1].lower() in extensions and not name.startswith('.')]
-        seen.add(real)
-    return sorted(file for file in files if file.is_file())
+    return [Path(file) for file in walk_images(folder)]
 
 
 def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:

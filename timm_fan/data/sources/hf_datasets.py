@@ -9,6 +9,7 @@ from ..dataset import MultiLabelDataset
 from ..packed import SparseLabels
 from .cells import LABEL_KEYS, Row, read_labels
 from .labels import LABEL_COLUMNS, Labelled, clean_names, index_labels
+from .request import Request
 
 OBJECT_COLUMNS = ('objects', 'classes', 'categories')
 SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
@@ -111,23 +112,49 @@ def _choose_split(name: str, opened: Any, split: str) -> Any:
     return opened
 
 
-def _choose_columns(name: str, features: Dict[str, Any], image: Optional[str], labels: Optional[str]) -> List[str]:
+def _check_column(name: str, features: Dict[str, Any], what: str, column: Optional[str]) -> None:
+    if column not in features:
+        raise InputError(
+            f'hub:{name} has no {what} column{f" {column}" if column else ""}. Name it with {what}=. It has:'
+            f' {", ".join(features)}.')
+
+
+def _label_column(name: str, features: Dict[str, Any], labels: Optional[str]) -> str:
+    labels = labels or next((c for c in LABEL_COLUMNS + OBJECT_COLUMNS if c in features), None)
+    _check_column(name, features, 'labels', labels)
+    return labels
+
+
+def _image_column(name: str, features: Dict[str, Any], image: Optional[str]) -> str:
     import datasets
 
     if image is None:
         image = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
         image = image or ('image' if 'image' in features else None)
-    labels = labels or next((c for c in LABEL_COLUMNS + OBJECT_COLUMNS if c in features), None)
-    for what, column in (('image', image), ('labels', labels)):
-        if column not in features:
-            raise InputError(
-                f'hub:{name} has no {what} column{f" {column}" if column else ""}. Name it with {what}=. It has:'
-                f' {", ".join(features)}.')
+    _check_column(name, features, 'image', image)
     feature = features[image]
     if not (isinstance(feature, datasets.Image) or getattr(feature, 'dtype', None) == 'string'
             or isinstance(feature, dict) and {'bytes', 'path'} <= feature.keys()):
         raise InputError(f"hub:{name}: column '{image}' contains no images but {feature}.")
-    return [image, labels]
+    return image
+
+
+def _images(name: str, opened: Any, image: str, data_dir: Union[str, Path]) -> ImageColumn:
+    import datasets
+
+    folders = [data_dir, _local(name, Path(data_dir)), datasets.config.HF_CACHE_HOME]
+    column = opened.cast_column(image, datasets.Image(decode=False))
+    return ImageColumn(column, image, [os.path.abspath(f) for f in folders if f])
+
+
+def hf_images(request: Request, image: Optional[str] = None, config: Optional[str] = None) -> ImageColumn:
+    """The images of a `datasets` data set, which needs no labels. Options and errors as for `read_hf_dataset`."""
+    name = request.where
+    if not name:
+        raise InputError('`data=hub:NAME` requires the name of a data set or a path.')
+    opened = _choose_split(
+        name, _open(name, request.data_dir, config), request.split_names.get(request.split, request.split))
+    return _images(name, opened, _image_column(name, opened.features or {}, image), request.data_dir)
 
 
 def read_hf_dataset(
@@ -157,11 +184,10 @@ def read_hf_dataset(
         InputError: The data set cannot be opened, or lacks the split or a column.
     """
     opened = _choose_split(name, _open(name, Path(data_dir), config), split)
-    import datasets
-    image, labels = _choose_columns(name, opened.features or {}, image, labels)
-    own_names = _class_names(opened.features[labels])
+    features = opened.features or {}
+    image, labels = _image_column(name, features, image), _label_column(name, features, labels)
+    own_names = _class_names(features[labels])
     own_names = clean_names(f'hub:{name}', own_names) if own_names else None
-    opened = opened.cast_column(image, datasets.Image(decode=False))
     source, problems = f'hub:{name}', []
     columns = [labels, *(name for name in ('absent', 'unknown') if name in opened.features)]
     rows = [
@@ -174,6 +200,5 @@ def read_hf_dataset(
         labelled = [Labelled(row.where, *([_name(label, own_names) for label in group] for group in row[1:]))
                     for row in labelled]
     names, indexed = index_labels(source, labelled, class_names or own_names, problems)
-    folders = [data_dir, _local(name, Path(data_dir)), datasets.config.HF_CACHE_HOME]
-    images = ImageColumn(opened, image, [os.path.abspath(f) for f in folders if f])
+    images = _images(name, opened, image, data_dir)
     return MultiLabelDataset(images, SparseLabels(indexed, len(names)), names)

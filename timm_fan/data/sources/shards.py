@@ -21,6 +21,7 @@ from ..images import UNREADABLE
 from ..packed import Boxes, PackedStrings, Sample, SparseLabels
 from .cells import Row, read_labels
 from .labels import index_labels, read_class_names, value_of_unlisted
+from .request import Request
 
 IMAGE_SUFFIXES = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'ppm', 'tif', 'tiff')
 
@@ -160,6 +161,15 @@ def _samples(shard: str, problems: List[str]) -> Iterator[Tuple[str, str, Tuple[
             yield key, image, found[image], groups, objects
 
 
+def _existing_shards(pattern: str) -> List[str]:
+    shards = expand_shards(pattern)
+    missing = [s for s in shards if not Path(s).is_file()]
+    if missing or not shards:
+        more = f', and {len(missing) - 1} more' if len(missing) > 1 else ''
+        raise InputError(f'No shard {missing[0] if missing else pattern}{more}.')
+    return shards
+
+
 def read_shards(
         pattern: str, class_names: Optional[Sequence[str]] = None, unlisted: str = 'absent',
         sep: Optional[str] = None) -> MultiLabelDataset:
@@ -182,11 +192,7 @@ def read_shards(
         InputError: A shard is missing or damaged. Samples without an image or labels are reported together.
     """
     default = value_of_unlisted(unlisted)
-    shards = expand_shards(pattern)
-    missing = [s for s in shards if not Path(s).is_file()]
-    if missing or not shards:
-        more = f', and {len(missing) - 1} more' if len(missing) > 1 else ''
-        raise InputError(f'No shard {missing[0] if missing else pattern}{more}.')
+    shards = _existing_shards(pattern)
     beside = Path(shards[0]).parent / 'classes.txt'
     if class_names is None and beside.is_file():
         class_names = read_class_names(beside)
@@ -207,6 +213,34 @@ def read_shards(
     labels = SparseLabels(indexed, len(names), default)
     boxes = Boxes(objects) if any(len(o.boxes) for o in objects) else None
     return MultiLabelDataset(TarImages(shards, members), labels, names, boxes)
+
+
+def shard_images(request: Request) -> TarImages:
+    """The images of shards, which need no labels.
+
+    Raises:
+        InputError: A shard is missing or damaged, or has no image.
+    """
+    pattern = str(request.data_dir / request.where)
+    if not request.where or '{split}' in pattern:
+        pattern = request.path(
+            request.where_or('{split}-*.tar'), lambda path: any(map(os.path.isfile, expand_shards(path)[:1])))
+    shards = _existing_shards(pattern)
+    members, problems = [], []
+    for number, shard in enumerate(shards):
+        try:
+            samples = _scan(shard)
+        except (tarfile.TarError, OSError, EOFError) as error:
+            problems.append(f'{shard}: {error}')
+            continue
+        for key, found in samples.items():
+            image = next((s for s in IMAGE_SUFFIXES if s in found), None)
+            if image is not None:
+                members.append((number, f'{key}.{image}', *found[image]))
+    raise_problems(pattern, problems)
+    if not members:
+        raise InputError(f'{pattern}: the shards have no images.')
+    return TarImages(shards, members)
 
 
 class _Resized(Dataset):

@@ -4,7 +4,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from timm_fan.errors import InputError, raise_problems
 
-from ..dataset import ImageFiles, MultiLabelDataset
+from ..dataset import ImageFiles, Images, MultiLabelDataset
 from ..packed import SparseLabels
 from ..paths import ImageFinder, find_files
 from .cells import Row, read_labels
@@ -50,6 +50,15 @@ def _wanted_column(table: TableFile, wanted: str, file: Path, option: str) -> st
     return found
 
 
+def _image_column(table: TableFile, wanted: Optional[str], file: Path) -> str:
+    image = _wanted_column(table, wanted, file, 'image') if wanted else find_column(table.columns, IMAGE_COLUMNS)
+    if image is None:
+        raise InputError(
+            f'{file} has no column for the image: one of {", ".join(IMAGE_COLUMNS)}, or the one that image= names. It'
+            f' has: {", ".join(table.columns)}.')
+    return image
+
+
 def _is_class(table: TableFile, column: str) -> bool:
     """Whether the cells of a column are mostly 1, 0, -1 or empty."""
     cells = [row.get(column) for _, row in table.lines]
@@ -74,11 +83,7 @@ def _find_columns(
         file: Path, table: TableFile, image: Optional[str], labels: Optional[str],
         class_names: Optional[Sequence[str]], others: Sequence[str]) -> _Columns:
     """The meaning of the columns. `others` are neither images nor labels."""
-    image = _wanted_column(table, image, file, 'image') if image else find_column(table.columns, IMAGE_COLUMNS)
-    if image is None:
-        raise InputError(
-            f'{file} has no column for the image: one of {", ".join(IMAGE_COLUMNS)}, or the one that image= names. It'
-            f' has: {", ".join(table.columns)}.')
+    image = _image_column(table, image, file)
     labels = _wanted_column(table, labels, file, 'labels') if labels else _label_column(table, class_names)
     if labels is not None:
         more = [find_column(table.columns, [name]) or name for name in ('absent', 'unknown')]
@@ -249,3 +254,32 @@ def read_table(
         dataset.groups = [_group(row.get(group)) for _, row in lines]
     chosen = _chosen_lines(file, TableFile(table.columns, lines), request, split)
     return dataset if chosen is None else dataset.part(chosen)
+
+
+def table_images(
+        request: Request, image: Optional[str] = None, images: Optional[str] = None, split: Optional[str] = None,
+) -> Images:
+    """The images of a table, which needs no labels. Options as for `read_table`.
+
+    Raises:
+        InputError: The file cannot be read or has no column of images. Missing images are reported with their lines.
+    """
+    whole = bool(request.where) and '{split}' not in request.where
+    file = request.data_dir / request.where if whole else Path(request.path(request.where_or('{split}.csv')))
+    if not file.is_file():
+        raise InputError(f'No table {file}.')
+    problems, hints = [], []
+    table = read_file(file, (image.lower(),) if image else IMAGE_COLUMNS, problems)
+    column = _image_column(table, image, file)
+    split = _wanted_column(table, split, file, 'split') if split else None
+    if whole and (split or find_column(table.columns, ['split'])):
+        chosen = _chosen_lines(file, table, request, split)
+        table = table._replace(lines=[table.lines[i] for i in chosen])
+    lines = _image_paths(table.lines, column, problems)
+    root = request.images(images) or file.parent
+    paths = [row[column] for _, row in lines]
+    files = find_files(ImageFinder(root), paths, [where for where, _ in lines], problems, hints)
+    raise_problems(str(file), problems, hints=hints)
+    if not files:
+        raise InputError(f'{file} has no rows.')
+    return ImageFiles(root, files)

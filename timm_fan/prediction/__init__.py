@@ -1,0 +1,4 @@
+from .engine import Batches, EncodedPhotos, PredictedBatch, predict_photos
+from .inputs import find_photos, open_images
+from .output import FORMATS, EmbeddingsFile, PredictionFile, Row, format_of, rows_of
+from .predictor import Label, Predictor, predict
