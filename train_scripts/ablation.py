@@ -21,11 +21,12 @@ import argparse
 from pathlib import Path
 from typing import Optional
 
+from command_line import create_parser, run_program
+
 import torch
 from ablations.grid import Grid, Results, read_grid
 from ablations.page import collect, write_page
 from ablations.work import Place, Start, work
-from command_line import create_parser, run_program
 
 from timm_fan import InputError
 

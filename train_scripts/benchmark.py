@@ -13,8 +13,9 @@ Contenders run in turn in one process, so that whatever slows the machine down a
 """
 import argparse
 
-from benchmarks import backbones, data, metrics, model
 from command_line import HelpFormatter, create_parser, run_program
+
+from benchmarks import backbones, data, metrics, model
 
 from timm_fan import InputError
 

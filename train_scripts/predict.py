@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 
-import predict_onnx
 from command_line import (
     add_device_argument,
     add_model_and_images,
@@ -21,6 +20,8 @@ from command_line import (
     model_and_images,
     run_program,
 )
+
+import predict_onnx
 
 from timm_fan import InputError
 from timm_fan.data import UNREADABLE, find_images, load_image

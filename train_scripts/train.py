@@ -16,10 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any, Dict
 
+from command_line import create_parser, run_program
+
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import set_seed, tqdm
-from command_line import create_parser, run_program
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm as tqdm_class
 from train_options import add_training_options, read_arguments

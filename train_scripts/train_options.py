@@ -5,8 +5,9 @@ import typing
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-import yaml
 from command_line import find_config
+
+import yaml
 
 from timm_fan import InputError
 from timm_fan.files import read_yaml

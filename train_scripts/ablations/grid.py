@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from command_line import find_config
+
 from runs import decisive
 
 from timm_fan import InputError
