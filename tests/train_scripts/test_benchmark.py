@@ -80,3 +80,14 @@ def test_backbones(monkeypatch, capsys, tmp_path):
     assert f'timm {timm.__version__}' in page and capsys.readouterr().out.startswith('# FAN over timm backbones')
     assert '| resnet | `test_resnet` | 0.4 | 8 16 32 | 48 192 96 |  |  | any | 1 of 1 | 1 |' in page
     assert f'of the {len(results.read_text().splitlines())} models that were tried' in page
+
+
+def test_epochs_on_images_and_on_maps(monkeypatch, capsys, coco_folder, tmp_path):
+    file, page = tmp_path / 'train.json', tmp_path / 'train.md'
+    options = ['--data', 'coco2014', '--data-dir', coco_folder, '--backbone', 'test_resnet', '--img-size', '48']
+    written = ['--repeats', '1', '--workers', '0', '--results', file, '--table', page]
+    assert run_here(monkeypatch, 'benchmark', 'train', *options, *written) == 0
+    rows = json.loads(file.read_text())['rows']
+    assert [r['row'] for r in rows] == ['FAN', 'FAN with full FTBs']
+    assert all(f'| {r["images"] / r["maps"]:.1f} |' in page.read_text() for r in rows)
+    assert page.read_text() in capsys.readouterr().out
