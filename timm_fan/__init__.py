@@ -3,7 +3,11 @@
 Importing this package registers the `fan*` models with timm.
 """
 import importlib
+import os
 from typing import Any, List
+
+# read when torch is loaded: threads that wait for each other sleep, instead of keeping cores that other programs use
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from .errors import InputError
 from .models import FAN

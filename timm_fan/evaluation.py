@@ -84,8 +84,9 @@ def _gathered(
     """float32 logits and targets of each batch from all processes, without the samples that pad the last batch."""
     model.eval()
     normalize = Normalize.of(model, accelerator.device)
-    for images, targets in tqdm(loader, desc=description, leave=False):
-        images = normalize(images)
+    for images, targets, *_ in tqdm(loader, desc=description, leave=False):
+        if isinstance(images, torch.Tensor):  # not the maps of a backbone
+            images = normalize(images)
         with accelerator.autocast():
             logits = model(images)
         # gathering once after the loop would keep the padding

@@ -12,20 +12,21 @@ of the last epoch, so that no epoch is chosen on the validation images.
 A grid is a YAML file: `options` of train.py for all rows, `rows` (name: options), `reference` (a row), `seeds` (their
 number), and `search` (option: list of values), of which each row takes the best with `search_seed`. A row may have its
 own `search`. `search_options` are options of the search alone, such as a part of the training images to validate on.
-With `views`, the maps of a frozen backbone are computed once, for this number of random views of each training image,
-and kept in RUNS/GRID/maps. With `start_from`, runs start from the models that another grid has trained, in the same
-RUNS and RESULTS, instead of new ones, and rows keep their options. A grid with `base` adds to the options of another
-grid, and replaces its other keys.
+With `views`, runs have this `--cache-features` of train.py: the maps of a frozen backbone are computed once, and kept
+in RUNS/GRID/features. With `start_from`, runs start from the models that another grid has trained, in the same RUNS and
+RESULTS, instead of new ones, and rows keep their options. A grid with `base` adds to the options of another grid, and
+replaces its other keys.
 """
 import argparse
 from pathlib import Path
 from typing import Optional
 
+from command_line import create_parser, run_program
+
 import torch
 from ablations.grid import Grid, Results, read_grid
 from ablations.page import collect, write_page
 from ablations.work import Place, Start, work
-from command_line import create_parser, run_program
 
 from timm_fan import InputError
 

@@ -5,6 +5,7 @@
     python train_scripts/benchmark.py model fan_resnet101 --device cuda --dtypes bf16 --engines eager compiled
     python train_scripts/benchmark.py data PHOTOGRAPHS                    # the input pipeline
     python train_scripts/benchmark.py predict                             # predict.py, its parts, and others
+    python train_scripts/benchmark.py train --data table --data-dir DIR   # epochs over a frozen backbone
     python train_scripts/benchmark.py metrics                             # the evaluation
     python train_scripts/benchmark.py metrics --binned-images 1000000     # its memory, in bins
     python train_scripts/benchmark.py backbones                           # one model of every timm architecture module
@@ -14,12 +15,14 @@ Contenders run in turn in one process, so that whatever slows the machine down a
 """
 import argparse
 
-from benchmarks import backbones, data, metrics, model, predict
 from command_line import HelpFormatter, create_parser, run_program
+
+from benchmarks import backbones, data, metrics, model, predict, train
 
 from timm_fan import InputError
 
-COMMANDS = {'model': model, 'data': data, 'predict': predict, 'metrics': metrics, 'backbones': backbones}
+COMMANDS = {
+    'model': model, 'data': data, 'predict': predict, 'train': train, 'metrics': metrics, 'backbones': backbones}
 # options that must be at least 1; for others 0 means none
 COUNTS = {'repeats', 'batch_size', 'train_batch_size', 'img_size', 'num_classes', 'images', 'classes', 'threads',
           'short_side', 'binned_classes'}

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
-import torch
-
 from timm_fan import InputError
 from timm_fan.data import SOURCES
 from timm_fan.models import BUNDLED, is_model
@@ -120,6 +118,8 @@ def add_device_argument(parser: argparse.ArgumentParser) -> None:
 
 def check_device(name: str) -> None:
     """Raise InputError unless there is such a device."""
+    import torch  # after timm_fan
+
     try:
         device = torch.device(name)
     except RuntimeError as error:

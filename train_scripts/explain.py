@@ -17,8 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Dict, List, Optional, Set
 
-import torch
-from accelerate.utils import tqdm
 from command_line import (
     add_data_arguments,
     add_device_argument,
@@ -28,6 +26,9 @@ from command_line import (
     model_and_images,
     run_program,
 )
+
+import torch
+from accelerate.utils import tqdm
 from PIL import Image
 
 from timm_fan import InputError

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import List
 
 from command_line import create_parser, run_program
+
 from PIL import Image
 
 from timm_fan import InputError

@@ -18,9 +18,6 @@ import time
 from datetime import timedelta
 from typing import Any, Dict, List, Optional, Tuple
 
-import predict_onnx
-import torch
-from accelerate import PartialState
 from command_line import (
     add_data_arguments,
     add_device_argument,
@@ -30,6 +27,10 @@ from command_line import (
     model_and_images,
     run_program,
 )
+
+import predict_onnx
+import torch
+from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 

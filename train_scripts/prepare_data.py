@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from command_line import add_data_arguments, create_parser, run_program
+
 from tqdm import tqdm
 
 from timm_fan import InputError

@@ -13,8 +13,9 @@ import tempfile
 from pathlib import Path
 from typing import List
 
-import timm
 from command_line import create_parser, run_program
+
+import timm
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
 

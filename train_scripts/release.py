@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 from command_line import create_parser, run_program
+
 from releases.check import find_problems
 from releases.work import Place, Work, describe_plan
 from releases.zoo import Row, read_zoo

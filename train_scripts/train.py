@@ -13,17 +13,19 @@ import argparse
 import atexit
 import logging
 import sys
+from pathlib import Path
 from typing import Any, Dict
+
+from command_line import create_parser, run_program
 
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import set_seed, tqdm
-from command_line import create_parser, run_program
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm as tqdm_class
 from train_options import add_training_options, read_arguments
 
-from timm_fan.data import seed_step
+from timm_fan.data import MultiLabelDataset, seed_step
 from timm_fan.evaluation import evaluate, share_buffers
 from timm_fan.files import printable
 from timm_fan.hub import WEIGHTS_NAME
@@ -40,8 +42,10 @@ from timm_fan.training import (
     create_loaders,
     create_loss,
     create_network,
+    create_val_loader,
     memory_errors,
     open_splits,
+    set_transforms,
     starting_point,
 )
 from timm_fan.training.network import Network
@@ -161,8 +165,10 @@ def log_end(options: TrainingOptions, run: RunFolder, trained: bool) -> None:
         _logger.info('%s was finished after %d epochs. To train on, raise --epochs', run.path, epochs)
 
 
-def report_on_best(options: TrainingOptions, run: RunFolder, loader: DataLoader, accelerator: Accelerator) -> None:
-    """Evaluate the best model as a user would load it."""
+def report_on_best(training: Training, run: RunFolder, val_set: MultiLabelDataset) -> None:
+    """Evaluate the best model as a user would load it, on images."""
+    options, accelerator = training.options, training.accelerator
+    loader = create_val_loader(val_set, training)
     model = load_model(run.best).to(accelerator.device, memory_format=torch.channels_last)
     evaluation = evaluate(model, loader, accelerator, description='report')
     if accelerator.is_main_process:
@@ -185,13 +191,15 @@ def main(args: argparse.Namespace) -> None:
     train_set, val_set = open_splits(options, accelerator, run.division if run.checkpoint else None)
     run.load_progress(options, train_set.class_names, len(train_set))
     network = create_network(options, train_set, accelerator)
-    train_loader, val_loader = create_loaders(train_set, val_set, network, options, accelerator)
+    set_transforms(train_set, val_set, network, options)
     run.open(options, accelerator, train=train_set, val=val_set)
     log_start(recipe, options, run, network)
     training = Training(network, train_set, options, accelerator)
     run.begin(training, train_set, val_set)
-
     atexit.register(kill_workers)
+    train_loader, val_loader = create_loaders(
+        train_set, val_set, training, Path(options.cache_dir or run.path.parent / 'features'))
+
     with StopRequest() as stop:
         watch = Watch(accelerator, stop, options.non_finite, train_set.images.name)
         updates_before = run.progress.total_updates
@@ -203,7 +211,7 @@ def main(args: argparse.Namespace) -> None:
                 stop_run(accelerator, run)
     log_end(options, run, trained=run.progress.total_updates > updates_before)
     if options.report:
-        report_on_best(options, run, val_loader, accelerator)
+        report_on_best(training, run, val_set)
     accelerator.wait_for_everyone()  # gloo may hang in processes that leave later
     accelerator.end_training()
 

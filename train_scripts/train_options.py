@@ -5,8 +5,9 @@ import typing
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-import yaml
 from command_line import find_config
+
+import yaml
 
 from timm_fan import InputError
 from timm_fan.files import read_yaml
@@ -76,6 +77,7 @@ def _read_options(file: Path, args: argparse.Namespace) -> TrainingOptions:
     """The options of a file, with those of the command line on top.
 
     Another `model` or `backbone` on the command line replaces that of the file together with its arguments and weights.
+    A backbone that learns there, Mixup and CutMix replace cached maps in the file.
     """
     values = read_yaml(file) or {}
     if not isinstance(values, dict):
@@ -90,7 +92,12 @@ def _read_options(file: Path, args: argparse.Namespace) -> TrainingOptions:
     if 'model' in given or 'backbone' in given:
         values.update(
             model='fan', backbone=None, pretrained=None, backbone_weights=None, model_kwargs=None, val_img_size=None)
-    return TrainingOptions.parse(merge_options(values, given))
+    merged = merge_options(values, given)
+    if 'cache_features' not in given:
+        options = TrainingOptions.parse({**merged, 'cache_features': None})
+        if options.backbone_lr != 0 or options.mixup or options.cutmix:
+            return options
+    return TrainingOptions.parse(merged)
 
 
 def _parse_pair(pair: str) -> Tuple[str, Any]:

@@ -13,10 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
+from command_line import add_data_arguments, create_parser, run_program
+
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
-from command_line import add_data_arguments, create_parser, run_program
 from torch.utils.data import DataLoader
 
 from timm_fan import InputError

@@ -91,7 +91,7 @@ def test_a_grid_over_a_frozen_backbone_keeps_its_maps(monkeypatch, capsys, coco_
     assert [r['search'] for r in records].count(True) == 3
     assert all(('min_crop' in r['options']) == r['search'] and r['views'] == 2 for r in records)
     # for each seed, which determines the backbone: two views, and the validation images
-    assert len(list((tmp_path / 'runs' / 'maps' / 'maps').glob('*.lock'))) == 6
+    assert len(list((tmp_path / 'runs' / 'maps' / 'features').glob('*/maps.bin'))) == 6
     for record in records:
         if not record['search']:
             run = tmp_path / 'runs' / 'maps' / f'{record["row"]}-seed0' / 'last'
@@ -159,7 +159,7 @@ def test_mistakes_are_named(monkeypatch, capsys, coco_folder, tmp_path, grid):
             (dict(options={**OPTIONS, 'data_dir': 'x'}), 'options must not have data_dir, which ablation.py sets'),
             (dict(rows={'FAN': 'lr'}), "row 'FAN' must be option: value"),
             (dict(rows={'FAN': dict(model_kwargs=None)}), 'model_kwargs likewise'),
-            (dict(views=1), "row 'FAN': views requires a fan model and backbone_lr: 0"),
+            (dict(views=1), "row 'FAN': cache_features=1 keeps the maps of a frozen backbone"),
             (dict(views=-1), 'views must be a whole number of at least 0, got -1'),
             (dict(search_options=dict(seed=1)), 'search_options must not have seed'),
             (dict(seeds='two'), "seeds must be a whole number of at least 1, got 'two'"),

@@ -99,3 +99,14 @@ def test_predict(monkeypatch, capsys, coco_folder, run_folder, tmp_path):
     assert text in capsys.readouterr().out + '\n'
     assert run_here(monkeypatch, 'benchmark', 'predict', *options, '--memory-images', '40') == 0
     assert re.fullmatch(r'4 images: \d+ MiB at most; 40 images: \d+ MiB at most .*\n', capsys.readouterr().out)
+
+
+def test_epochs_on_images_and_on_maps(monkeypatch, capsys, coco_folder, tmp_path):
+    file, page = tmp_path / 'train.json', tmp_path / 'train.md'
+    options = ['--data', 'coco2014', '--data-dir', coco_folder, '--backbone', 'test_resnet', '--img-size', '48']
+    written = ['--repeats', '1', '--workers', '0', '--results', file, '--table', page]
+    assert run_here(monkeypatch, 'benchmark', 'train', *options, *written) == 0
+    rows = json.loads(file.read_text())['rows']
+    assert [r['row'] for r in rows] == ['FAN', 'FAN with full FTBs']
+    assert all(f'| {r["images"] / r["maps"]:.1f} |' in page.read_text() for r in rows)
+    assert page.read_text() in capsys.readouterr().out

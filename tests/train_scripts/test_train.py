@@ -35,6 +35,8 @@ def test_command_line_options_are_these(monkeypatch):
         '--backbone-lr',
         '--backbone-weights',
         '--batch-size',
+        '--cache-dir',
+        '--cache-features',
         '--checkpoint-every',
         '--class-weights',
         '--clip-grad',
@@ -135,6 +137,7 @@ def test_voc_trains_and_evaluates(monkeypatch, capsys, tmp_path):
     (['--resume', '/no/run'], ['--resume', '/no/run']),
     (['--backbone', 'nest_tiny', '--img-size', '50'], ['nest_tiny', 'img_size=50', 'divide']),
     (['--aa', 'none'], ['--aa none', 'rand-m7']),
+    (['--mixup', 'much'], ['--mixup should be a valid number']),
     (['--smoothing', '2'], ['--smoothing should be less than or equal to 0.99, got 2']),
     (['--mixup', '-1'], ['--mixup should be greater than or equal to 0, got -1']),
     (['--img-size', '0'], ['--img-size should be greater than or equal to 1, got 0']),
@@ -143,6 +146,8 @@ def test_voc_trains_and_evaluates(monkeypatch, capsys, tmp_path):
     (['--lr', 'nan'], ['--lr should be a finite number, got nan']),
     (['--lr-base-size', '-4'], ['--lr-base-size should be greater than or equal to 1, got -4']),
     (['--model', 'fan_resnet18', '--backbone', 'test_resnet'], ['--backbone belongs', '--model fan_resnet18']),
+    (['--cache-features', '2'], ['--cache-features 2', '--backbone-lr 0']),
+    (['--cache-features', '2', '--backbone-lr', '0', '--cutmix', '1'], ['--cache-features 2', '--cutmix']),
     (['--pretrained'], ['--pretrained belongs', '--model fan', '--pretrained-backbone']),
     (['--class-weights', 'balanced', '--loss', 'db'], ['--class-weights balanced', '--loss bce or asl', 'db']),
     (['--device', 'mps'], ['--device mps', 'Accelerate computes on cpu']),
@@ -260,6 +265,16 @@ def test_another_backbone_leaves_the_weights_of_the_first(monkeypatch, tmp_path)
     assert read(*new) == ('fan', 'test_vit', None, {}, 0.1)
     assert read(*new, '--backbone-weights', 'new.safetensors') == ('fan', 'test_vit', 'new.safetensors', {}, 0.1)
     assert read('--model', 'test_vit') == ('test_vit', None, None, {}, 0.1)
+
+
+def test_a_backbone_that_learns_leaves_the_cached_maps_of_the_file(monkeypatch):
+    train = load_program(monkeypatch, 'train')
+
+    def read(*args):
+        return train.read_arguments(train.build_parser().parse_args(['--config', 'photos', *args]))[0].cache_features
+
+    assert read() > 0 and read('--backbone-lr', '0.0') > 0
+    assert read('--backbone-lr', '1e-4') == read('--cutmix', '1') == 0
 
 
 def test_model_folder_needs_nothing_else(run_folder, coco_folder, tmp_path):

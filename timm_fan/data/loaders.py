@@ -1,5 +1,5 @@
 """Batches of a data set."""
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -21,7 +21,9 @@ def collate(samples: Sequence[Tuple[Any, ...]]) -> List[Any]:
     return [stack_images(images), *map(default_collate, others)]
 
 
-def create_loader(dataset: Dataset, batch_size: int, num_workers: int = 0, **kwargs: Any) -> DataLoader:
+def create_loader(
+        dataset: Dataset, batch_size: int, num_workers: int = 0, collate_fn: Callable = collate, **kwargs: Any,
+) -> DataLoader:
     """A DataLoader for tuples that start with an image (C, H, W), by default in the order of the data set."""
     return DataLoader(
-        dataset, batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=ignore_signals, **kwargs)
+        dataset, batch_size, num_workers=num_workers, collate_fn=collate_fn, worker_init_fn=ignore_signals, **kwargs)

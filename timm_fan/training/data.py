@@ -3,12 +3,13 @@ from pathlib import Path
 from typing import List, Optional, Tuple
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, RandomSampler, default_collate
 
 from timm_fan.data import (
     EvalTransform,
     MultiLabelDataset,
     SeededSamples,
+    collate,
     create_loader,
     create_splits,
     create_train_transform,
@@ -16,9 +17,10 @@ from timm_fan.data import (
 from timm_fan.errors import InputError
 from timm_fan.processes import share_cores
 
-from .engine import images_at_once
+from .features import FeatureCache
 from .network import Network
 from .options import TrainingOptions
+from .training import Training
 
 
 def open_splits(
@@ -41,17 +43,9 @@ def open_splits(
     return train_set, val_set
 
 
-def create_loaders(
-        train_set: MultiLabelDataset,
-        val_set: MultiLabelDataset,
-        network: Network,
-        options: TrainingOptions,
-        accelerator: Accelerator,
-) -> List[DataLoader]:
-    """Set the transforms of both splits, and create their loaders, prepared by Accelerate.
-
-    The training loader gives (images, targets, indices) in whole batches only, so that an update is the same for any
-    number of processes. The validation loader gives (images, targets). Images are uint8 (B, 3, H, W).
+def set_transforms(
+        train_set: MultiLabelDataset, val_set: MultiLabelDataset, network: Network, options: TrainingOptions) -> None:
+    """Set the transforms of both splits, whose images are then uint8 (3, H, W).
 
     Raises:
         InputError: timm does not know the auto-augment.
@@ -61,10 +55,39 @@ def create_loaders(
     except (AssertionError, ValueError) as error:
         raise InputError(f'`aa={options.aa}` is not an auto-augment of timm. An example is rand-m7-mstd0.5.') from error
     val_set.transform = EvalTransform(network.data_config)
-    images = images_at_once(options, accelerator)
-    sampler = RandomSampler(train_set, num_samples=len(train_set) // options.batch_size * options.batch_size)
+
+
+def create_loaders(
+        train_set: MultiLabelDataset, val_set: MultiLabelDataset, training: Training, cache_dir: Path,
+) -> List[DataLoader]:
+    """Create the loaders of both splits, whose transforms must be set, prepared by Accelerate.
+
+    The training loader gives (images, targets, indices) in whole batches only, so that an update is the same for any
+    number of processes. The validation loader gives images and targets. Images are uint8 (B, 3, H, W). With
+    `cache_features` both have the maps of the frozen backbone instead of images, and the model starts after it.
+
+    Args:
+        cache_dir: Where these maps are kept, in a file system that all machines share.
+
+    Raises:
+        InputError: The maps cannot be kept.
+    """
+    options, accelerator = training.options, training.accelerator
     workers = share_cores(options.workers)
+    train_samples, val_samples, collate_fn = SeededSamples(train_set, options.seed), val_set, collate
+    if options.cache_features:
+        train_samples, val_samples = FeatureCache(cache_dir, training, workers).open(train_set, val_set)
+        training.start_after_backbone()
+        workers, collate_fn = share_cores(0), default_collate  # reading maps is copying
+    sampler = RandomSampler(train_set, num_samples=training.updates_per_epoch * options.batch_size)
     common = dict(
-        num_workers=workers, persistent_workers=workers > 0, pin_memory=accelerator.device.type == 'cuda')
-    train_loader = create_loader(SeededSamples(train_set, options.seed), images, sampler=sampler, **common)
-    return accelerator.prepare(train_loader, create_loader(val_set, images, **common))
+        batch_size=training.images_at_once, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate_fn,
+        pin_memory=accelerator.device.type == 'cuda')
+    return accelerator.prepare(
+        create_loader(train_samples, sampler=sampler, **common), create_loader(val_samples, **common))
+
+
+def create_val_loader(val_set: MultiLabelDataset, training: Training) -> DataLoader:
+    """The loader of the validation images themselves, prepared by Accelerate."""
+    loader = create_loader(val_set, training.images_at_once, share_cores(training.options.workers))
+    return training.accelerator.prepare(loader)

@@ -230,3 +230,33 @@ def _freeze_layers(model: nn.Module, options: TrainingOptions) -> List[nn.Module
     for norm in norms:
         norm.requires_grad_(False)
     return norms
+
+
+def backbone_maps(model: nn.Module, images: torch.Tensor) -> List[torch.Tensor]:
+    """What the layers that are trained over a frozen backbone see: x2, x3, x4 of a FAN, one map of another timm model.
+
+    Raises:
+        InputError: timm's model gives something else.
+    """
+    if hasattr(model, 'backbone'):
+        return model.backbone(images)
+    features = model.forward_features(images)
+    if not isinstance(features, torch.Tensor):
+        raise InputError(f'`cache_features`: {type(model).__name__} has no single map to keep. Set it to 0.')
+    return [features]
+
+
+def _to_float(maps: Sequence[torch.Tensor]) -> List[torch.Tensor]:
+    return [m.float() for m in maps]
+
+
+def _to_float_map(maps: Sequence[torch.Tensor], **_: Any) -> torch.Tensor:  # some models pass a mask
+    return maps[0].float()
+
+
+def start_after_backbone(model: nn.Module) -> None:
+    """Let a model take what `backbone_maps` has given, instead of images. Its weights and how it is saved stay."""
+    if hasattr(model, 'backbone'):
+        model.backbone.forward = _to_float
+    else:
+        model.forward_features = _to_float_map

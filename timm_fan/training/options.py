@@ -94,6 +94,13 @@ class TrainingOptions(BaseModel):
     min_crop: float = _option(
         0.25, 'smallest area of the random crop, as a share of the image', 'loss and augmentation', ge=0, le=1)
 
+    cache_features: int = _option(
+        0, 'random views of each training image whose maps a frozen backbone computes once, and epochs use in turn;'
+        ' 0 for new views in each epoch', 'loss and augmentation', resumable=False, ge=0)
+    cache_dir: Optional[str] = _option(
+        None, 'folder of these maps, for any number of runs; default: features, next to the run folder',
+        'loss and augmentation', card=False)
+
     device: Optional[Literal[DEVICES]] = _option(
         None, 'device of the training; default: what Accelerate finds or accelerate launch says, cuda, then mps, then'
         ' cpu', 'execution', card=False)
@@ -154,6 +161,10 @@ class TrainingOptions(BaseModel):
             raise ValueError(
                 f"`class_weights=balanced` requires `loss` {' or '.join(WEIGHTED_LOSSES)}, whose positive labels timm"
                 f' can weigh, not {self.loss}')
+        if self.cache_features and (self.backbone_lr != 0 or self.mixup or self.cutmix):
+            raise ValueError(
+                f'`cache_features={self.cache_features}` keeps the maps of a frozen backbone: it requires'
+                ' `backbone_lr=0`, and neither `mixup` nor `cutmix`, which mix images')
         return self
 
     @classmethod

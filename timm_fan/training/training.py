@@ -3,7 +3,7 @@ import copy
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -21,7 +21,7 @@ from timm_fan.models import save_model
 from .checkpoint import Progress
 from .engine import images_at_once
 from .loss import balanced_weights, create_loss
-from .network import Network, backbone_parameters
+from .network import Network, backbone_parameters, start_after_backbone
 from .options import TrainingOptions
 
 _logger = logging.getLogger(__name__)
@@ -138,14 +138,15 @@ class Training:
         for norm in self._frozen_norms:
             norm.eval()
 
-    def compute(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def compute(self, images: Union[torch.Tensor, List[torch.Tensor]], targets: torch.Tensor) -> torch.Tensor:
         """Forward and backward pass of one part of an update; returns the loss, a scalar.
 
         Args:
-            images: uint8 (B, C, H, W).
+            images: uint8 (B, C, H, W), or with `cache_features` the maps of the backbone.
             targets: 1 present, 0 absent, -1 unknown, (B, num_classes).
         """
-        images = self.normalize(images)
+        if isinstance(images, torch.Tensor):
+            images = self.normalize(images)
         if self.mixup is not None:
             images, targets = self.mixup(images, targets)
         with self.accelerator.autocast():
@@ -153,6 +154,11 @@ class Training:
         loss = self.criterion(logits, targets)
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def start_after_backbone(self) -> None:
+        """Let the model and its moving average take the maps of the backbone instead of images, see `features`."""
+        for model in {self.network, self.evaluated}:
+            start_after_backbone(model)
 
     def update(self, total_updates: int, apply: bool = True) -> None:
         """Update the weights, their moving average and the learning rate from the accumulated gradients.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from command_line import find_config
+
 from runs import decisive
 
 from timm_fan import InputError
@@ -19,7 +20,7 @@ _KEYS = {
     'base', 'title', 'options', 'rows', 'reference', 'seeds', 'search', 'search_seed', 'search_options', 'views',
     'start_from'}
 # options that ablation.py sets
-_SET = {'data_dir', 'report', 'seed'}
+_SET = {'cache_features', 'data_dir', 'report', 'seed'}
 
 Options = Dict[str, Any]
 
@@ -211,13 +212,9 @@ def _check(file: Path, grid: Grid) -> None:
         for run in (Run(row, 0, grid.row_options(row)), *grid.search_runs(row)):
             names[run.name] += 1
             try:
-                options = TrainingOptions.parse(run.options)
+                TrainingOptions.parse({**run.options, 'cache_features': grid.views})
             except InputError as error:
                 raise InputError(f"{file}, row '{row}': {error}".replace('`', '')) from error
-            frozen = options.backbone_lr == 0 and not (options.mixup or options.cutmix)
-            if grid.views and not (frozen and options.model.startswith('fan')):
-                raise InputError(
-                    f"{file}, row '{row}': views requires a fan model and backbone_lr: 0, without mixup and cutmix.")
     repeated = [name for name, count in names.items() if count > 1]
     if repeated:
         raise InputError(f"{file}: two rows or searched values have the same run folder '{repeated[0]}'. Rename one.")

@@ -122,8 +122,8 @@ def _end_with_parent() -> None:
 def _train_and_evaluate(run: Run, place: Place) -> dict:
     folder = RunFolder(place.runs / run.name)
     if run.views:
-        options = TrainingOptions.parse(place.options(run))
-        evaluation, record = train_on_maps(options, run.views, folder.last, place.runs / 'maps')
+        options = TrainingOptions.parse({**place.options(run), 'cache_features': run.views})
+        evaluation, record = train_on_maps(options, folder.last, place.runs / 'features')
     else:
         options = place.options(run)
         train(options, folder.path, decisive(options), quiet=True, threads=torch.get_num_threads())

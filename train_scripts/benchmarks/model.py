@@ -7,9 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
+from command_line import add_device_argument, check_device
+
 import torch
 import torch.nn as nn
-from command_line import add_device_argument, check_device
 from timm.models import get_model_input_config
 from tqdm import tqdm
 

@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from command_line import add_device_argument, check_device
+
 import numpy as np
 import torch
-from command_line import add_device_argument, check_device
 from PIL import Image, ImageFilter
 from timm.data import ImageDataset, create_loader
 from timm.data.readers.reader import Reader

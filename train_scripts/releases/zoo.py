@@ -3,8 +3,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional
 
-import timm
 from command_line import find_config
+
+import timm
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from train_options import CONFIGS
 
