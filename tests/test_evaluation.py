@@ -5,10 +5,9 @@ import torch
 import timm_fan
 from timm_fan import InputError
 from timm_fan.data import read_coco
-from timm_fan.metrics import evaluate_logits
+from timm_fan.metrics import evaluate_logits, format_scores
 from timm_fan.models import save_thresholds
 from timm_fan.prediction import Predictor
-from timm_fan.report import format_scores
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from .metrics.binned import BinnedEvaluator, BinnedScores
 from .metrics.bootstrap import Interval, bootstrap
 from .metrics.groups import GroupScores, score_groups
 from .metrics.scores import NOTHING_KNOWN, MultiLabelScores, evaluate_logits
+from .metrics.text import format_scores
 from .models import label_names, load_model, model_thresholds
 
 Threshold = Union[float, Sequence[float]]
@@ -118,7 +119,6 @@ class Evaluation:
                 f' {100 * scores.all.OF1:.2f} on {scores.num_images} images, {len(scores.per_class)} classes>')
 
     def __str__(self) -> str:
-        from .report import format_scores  # the report itself imports this module
         return format_scores(self.scores)
 
     @classmethod

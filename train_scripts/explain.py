@@ -36,9 +36,10 @@ from timm_fan.data import UNREADABLE, MultiLabelDataset, find_images, load_image
 from timm_fan.evaluation import check_class_names, dataset_for_model
 from timm_fan.explain import activation_maps, attention_maps, localization, overlay
 from timm_fan.files import printable, write_text
+from timm_fan.metrics import percent, short_name, some_names
 from timm_fan.models import BUNDLED
 from timm_fan.prediction import Predictor
-from timm_fan.report import percent, plot_maps, short_name, some_names
+from timm_fan.report import plot_maps
 
 MAPS = {'activation': activation_maps, 'attention': attention_maps}
 

@@ -17,7 +17,8 @@ from command_line import add_data_arguments, create_parser, run_program
 from timm_fan.data import MultiLabelDataset, create_splits
 from timm_fan.data.statistics import DatasetStatistics, describe, doubtful_labels, scan_images
 from timm_fan.files import printable
-from timm_fan.report import draw_statistics, percent
+from timm_fan.metrics import percent
+from timm_fan.report import draw_statistics
 
 
 def build_parser() -> argparse.ArgumentParser:

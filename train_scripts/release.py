@@ -28,9 +28,9 @@ from timm_fan import InputError
 from timm_fan.errors import raise_problems
 from timm_fan.files import write_text, written_folder
 from timm_fan.hub import CONFIG_NAME, WEIGHTS_NAME
+from timm_fan.metrics import percent
 from timm_fan.models.pretrained import WEIGHTS
 from timm_fan.publish import DELETE_PATTERNS, PushOptions, card_of_release, push_folder
-from timm_fan.report import percent
 
 CARDS = Path(__file__).resolve().parents[1] / 'hub_cards'
 

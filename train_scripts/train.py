@@ -29,10 +29,11 @@ from timm_fan.data import MultiLabelDataset, seed_step
 from timm_fan.evaluation import evaluate, share_buffers
 from timm_fan.files import printable
 from timm_fan.hub import WEIGHTS_NAME
+from timm_fan.metrics import format_scores, percent
 from timm_fan.models import load_model
 from timm_fan.processes import StopRequest, kill_workers
 from timm_fan.provenance import file_sha256
-from timm_fan.report import ReportInfo, format_scores, percent, write_report
+from timm_fan.report import ReportInfo, write_report
 from timm_fan.training import (
     RunFolder,
     Training,

@@ -24,11 +24,19 @@ from timm_fan import InputError
 from timm_fan.data import MultiLabelDataset, create_loader
 from timm_fan.evaluation import Evaluation, dataset_for_model, evaluate, evaluate_binned
 from timm_fan.hub import WEIGHTS_NAME
-from timm_fan.metrics import POLICIES, choose_thresholds, compare, parse_policy
+from timm_fan.metrics import (
+    POLICIES,
+    choose_thresholds,
+    compare,
+    format_binned,
+    format_comparison,
+    format_scores,
+    parse_policy,
+)
 from timm_fan.models import load_model, model_folder, model_thresholds, save_thresholds
 from timm_fan.processes import DEVICES, share_cores
 from timm_fan.provenance import file_sha256
-from timm_fan.report import ReportInfo, format_binned, format_comparison, format_scores, write_report
+from timm_fan.report import ReportInfo, write_report
 from timm_fan.training import RunFolder, accelerator_on
 from timm_fan.tta import TTA, with_tta
 

@@ -15,9 +15,10 @@ from timm_fan.errors import InputError
 from timm_fan.files import read_json, read_text, write_text
 from timm_fan.hub import CONFIG_NAME, WEIGHTS_NAME, default_repo
 from timm_fan.layers import FeatureRefinementNetwork
+from timm_fan.metrics import percent
 from timm_fan.models import FAN, model_folder
 from timm_fan.provenance import file_sha256
-from timm_fan.report import paper_scores, percent
+from timm_fan.report import paper_scores
 from timm_fan.report.report import measured_scores
 from timm_fan.training import RunFolder, TrainingOptions, merge_options
 

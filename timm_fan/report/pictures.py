@@ -9,10 +9,9 @@ from PIL import Image
 
 from timm_fan.data import UNREADABLE, MultiLabelDataset
 from timm_fan.evaluation import Evaluation
-from timm_fan.metrics import predict_labels
+from timm_fan.metrics import predict_labels, short_name
 
 from .plots import saved_figure
-from .text import short_name
 
 # labels that are named below an image
 MAX_LABELS = 8

@@ -14,11 +14,9 @@ from timm_fan.data.statistics import co_occurrence, describe
 from timm_fan.errors import InputError
 from timm_fan.evaluation import Evaluation
 from timm_fan.files import filled_folder
-from timm_fan.metrics import MultiLabelScores
+from timm_fan.metrics import MultiLabelScores, percent, short_name
 from timm_fan.metrics.average_precision import threshold_curve
 from timm_fan.metrics.thresholds import rates_over_thresholds
-
-from .text import percent, short_name
 
 # classes that a figure shows
 MAX_CLASSES = 80

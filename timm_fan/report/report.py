@@ -10,12 +10,20 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 from timm_fan.errors import InputError
 from timm_fan.evaluation import Evaluation
 from timm_fan.files import filled_folder, write_text
-from timm_fan.metrics import ClassScores, Confusion, GroupScores, Interval, MultiLabelScores, confused_labels
+from timm_fan.metrics import (
+    ClassScores,
+    Confusion,
+    GroupScores,
+    Interval,
+    MultiLabelScores,
+    confused_labels,
+    percent,
+    some_names,
+)
 
 from .paper import paper_scores
 from .pictures import Shown, choose_errors, choose_predictions, plot_images, thumbnail
 from .plots import plot_curves, plot_per_class, plot_precision_recall, plot_thresholds
-from .text import percent, some_names
 
 
 @dataclass(frozen=True)

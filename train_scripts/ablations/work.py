@@ -19,8 +19,8 @@ from timm_fan.data.statistics import correlated_classes
 from timm_fan.evaluation import Evaluation
 from timm_fan.explain import Localization, localization
 from timm_fan.hub import WEIGHTS_NAME
+from timm_fan.metrics import percent
 from timm_fan.prediction import Predictor
-from timm_fan.report import percent
 from timm_fan.training import RunFolder, TrainingOptions, merge_options
 
 from .frozen import train_on_maps

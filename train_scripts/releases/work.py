@@ -17,12 +17,12 @@ from timm_fan import InputError
 from timm_fan.evaluation import Evaluation
 from timm_fan.files import read_json, write_text
 from timm_fan.hub import CONFIG_NAME, WEIGHTS_NAME
-from timm_fan.metrics import choose_thresholds, compare
+from timm_fan.metrics import choose_thresholds, compare, percent
 from timm_fan.models import label_names, load_model, save_model, save_thresholds
 from timm_fan.prediction import Predictor
 from timm_fan.processes import share_cores
 from timm_fan.provenance import environment, file_sha256
-from timm_fan.report import ReportInfo, percent, write_report
+from timm_fan.report import ReportInfo, write_report
 from timm_fan.training import RunFolder, merge_options
 
 from .zoo import Kind, Options, Row

@@ -1,4 +1,4 @@
-from timm_fan.report import format_scores, short_name, some_names
+from timm_fan.metrics import format_scores, short_name, some_names
 
 
 def test_scores_as_text_have_the_protocol_and_every_score(evaluation):

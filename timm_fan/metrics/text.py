@@ -2,7 +2,11 @@
 from typing import Dict, List, Optional, Sequence
 
 from timm_fan.files import printable
-from timm_fan.metrics import BinnedScores, Comparison, GroupScores, Interval, MultiLabelScores, PrecisionRecall
+
+from .binned import BinnedScores
+from .bootstrap import Comparison, Interval
+from .groups import GroupScores
+from .scores import MultiLabelScores, PrecisionRecall
 
 
 def percent(value: Optional[float], spec: str = '.2f') -> str:
