@@ -13,7 +13,7 @@ import yaml
 from helpers import ROOT, SCRIPTS, load_program, run_here
 from scipy.stats import ttest_rel
 
-from timm_fan.training import merge_options
+from timm_fan.training import TrainingOptions, merge_options
 
 OPTIONS = dict(
     data='coco2014', model='fan', backbone='test_resnet', img_size=48, epochs=1, batch_size=8, workers=0,
@@ -226,3 +226,14 @@ def test_an_evaluation_leaves_the_threads_of_a_job_alone(monkeypatch, coco_folde
     assert torch.get_num_threads() == 1
     assert runs.evaluate_folder(run_folder / 'best', 'coco2014', coco_folder).scores.num_images == 13
     assert torch.get_num_threads() == 1
+
+
+def test_a_run_on_maps_leaves_the_threads_of_a_job_alone(monkeypatch, coco_folder, tmp_path):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(4)))
+    monkeypatch.setenv('ACCELERATE_USE_CPU', 'true')
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from ablations.frozen import train_on_maps
+    options = TrainingOptions.parse({**OPTIONS, 'data_dir': str(coco_folder), 'backbone_lr': 0, 'cache_features': 1})
+    evaluation, record = train_on_maps(options, tmp_path / 'model', tmp_path / 'features')
+    assert torch.get_num_threads() == 1 and record['train_images'] == 34 and evaluation.scores.num_images == 13

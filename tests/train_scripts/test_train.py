@@ -267,13 +267,14 @@ def test_another_backbone_leaves_the_weights_of_the_first(monkeypatch, tmp_path)
     assert read('--model', 'test_vit') == ('test_vit', None, None, {}, 0.1)
 
 
-def test_a_backbone_that_learns_leaves_the_cached_maps_of_the_file(monkeypatch):
-    train = load_program(monkeypatch, 'train')
+def test_a_backbone_that_learns_leaves_the_cached_maps_of_the_file(monkeypatch, tmp_path):
+    train, config = load_program(monkeypatch, 'train'), tmp_path / 'own.yaml'
+    config.write_text('{backbone_lr: 0, cache_features: 4}')
 
     def read(*args):
-        return train.read_arguments(train.build_parser().parse_args(['--config', 'photos', *args]))[0].cache_features
+        return train.read_arguments(train.build_parser().parse_args(['--config', str(config), *args]))[0].cache_features
 
-    assert read() > 0 and read('--backbone-lr', '0.0') > 0
+    assert read() == read('--backbone-lr', '0.0') == 4
     assert read('--backbone-lr', '1e-4') == read('--cutmix', '1') == 0
 
 

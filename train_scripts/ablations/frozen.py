@@ -41,7 +41,9 @@ def train_on_maps(options: TrainingOptions, folder: Path, cache_dir: Path) -> Tu
     network = create_network(options, train_set, accelerator)
     set_transforms(train_set, val_set, network, options)
     training = Training(network, train_set, options, accelerator)
+    threads = torch.get_num_threads()
     train_loader, val_loader = create_loaders(train_set, val_set, training, cache_dir)
+    torch.set_num_threads(threads)  # the share of a job; the maps, which others wait for, are computed on all cores
 
     started, updates = time.time(), 0
     training.set_train_mode()
