@@ -213,7 +213,8 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     if args.batch_size is None:
         args.batch_size = 4 if torch.device(args.device).type == 'cpu' else 64
-    logging.disable(logging.WARNING)
+    for name in ('timm', 'transformers'):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         if args.folder is None:
             draw_photographs(Path(temporary), args.images)
