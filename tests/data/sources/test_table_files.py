@@ -99,6 +99,19 @@ def test_tables_that_are_not_clear_are_refused(images, tmp_path, text, words):
         read(images, tmp_path, text)
 
 
+def test_empty_lines_above_the_header(images, tmp_path):
+    assert read(images, tmp_path, '\n \nimage;labels\n0.png;a\n1.png;b, a\n') == (['a', 'b'], [[1, 0], [1, 1]])
+    with pytest.raises(InputError, match='line 4: 3 cells'):
+        read(images, tmp_path, '\n\nimage,labels\n0.png,a,b\n')
+
+
+def test_a_file_of_a_split_with_lines_of_another(images, tmp_path):
+    text = 'image,split,labels\n0.png,train,a\n1.png,Valid,b\n2.png,train,b\n'
+    with pytest.raises(InputError, match=r"1 lines are of another split by their column 'split' \(line 3: 'Valid'\)"):
+        read(images, tmp_path, text)
+    assert read(images, tmp_path, text, '&split=split') == (['a', 'b'], [[1, 0], [0, 1]])
+
+
 def test_tables_in_latin_1_are_refused(images, tmp_path):
     with pytest.raises(InputError, match='is not UTF-8 text.*Save it as CSV UTF-8'):
         read(images, tmp_path, 'image,labels\n0.png,Löwe\n', encoding='latin-1')

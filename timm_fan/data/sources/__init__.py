@@ -52,7 +52,7 @@ def _table(
     if request.where and '{split}' not in request.where:
         return read_table(request.data_dir / request.where, request.names(classes), *arguments, request)
     file = request.path(request.where_or('{split}.csv'))
-    return read_table(file, request.names(classes), *arguments, request if split else None)
+    return read_table(file, request.names(classes), *arguments, request)
 
 
 def _hub(

@@ -83,6 +83,10 @@ class Request(NamedTuple):
     split_names: Mapping[str, str] = {}
     whole: bool = False
 
+    def other(self) -> 'Request':
+        """The request for the other split."""
+        return self._replace(split='val' if self.split == 'train' else 'train')
+
     def names(self, classes: Optional[str]) -> Optional[Sequence[str]]:
         """The class names of the request, otherwise those that `classes` lists, or in the file that it names."""
         if self.class_names or not classes:

@@ -171,6 +171,10 @@ def _chosen_lines(
     """The lines of the requested split by the column of splits, None for all."""
     if request is None:
         return None
+    has_file = not request.where or '{split}' in request.where
+    if has_file and not column:
+        _check_split(file, table, request)
+        return None
     column = column or find_column(table.columns, ['split'])
     if column is None and request.whole:
         return None
@@ -179,6 +183,19 @@ def _chosen_lines(
             f"{file} is the same for all splits, and has no column 'split'. Hold out a share of its images with"
             ' ?val=0.2, name its column with split=, or write {split} in place of train and val.')
     return match_split([row.get(column) for _, row in table.lines], request, f"{file}, column '{column}',")
+
+
+def _check_split(file: Path, table: TableFile, request: Request) -> None:
+    """Raise InputError if the file of a split says that a line is of another one."""
+    column = find_column(table.columns, ['split'])
+    other = request.other().known_names()
+    found = [(where, row[column]) for where, row in table.lines
+             if column and str(row.get(column)).strip().casefold() in [name.casefold() for name in other]]
+    if found:
+        where, cell = found[0]
+        raise InputError(
+            f"{file}: {len(found)} lines are of another split by their column '{column}' ({where}: {cell!r}). Take only"
+            f' its own with split={column}, or rename the column.')
 
 
 def _group(cell: Any) -> str:

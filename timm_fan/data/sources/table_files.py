@@ -45,14 +45,15 @@ def _delimiter(header: str, image_columns: Sequence[str]) -> str:
 
 def _csv_lines(file: Path, image_columns: Sequence[str], problems: List[str]) -> Iterator[Line]:
     with open(file, newline='', encoding=_encoding(file)) as stream:
-        header = stream.readline()
+        start, above, header = 0, 0, stream.readline()
+        while header and not header.strip():
+            start, above, header = stream.tell(), above + 1, stream.readline()
         own = re.fullmatch(r'sep=(.)\s*', header, re.IGNORECASE)  # a line of Excel's
+        above += bool(own)
         if not own:
-            stream.seek(0)
+            stream.seek(start)
         delimiter = own[1] if own else '\t' if file.suffix.lower() == '.tsv' else _delimiter(header, image_columns)
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        while reader.fieldnames == []:  # an empty line above the header
-            reader.fieldnames = None
         named = [name.strip() for name in reader.fieldnames or ()]
         repeated = [name for name, count in Counter(filter(None, named)).items() if count > 1]
         if repeated:
@@ -63,9 +64,9 @@ def _csv_lines(file: Path, image_columns: Sequence[str], problems: List[str]) ->
             except StopIteration:
                 return
             except csv.Error as error:
-                problems.append(f'line {reader.line_num + bool(own)}: {error}')
+                problems.append(f'line {reader.line_num + above}: {error}')
                 continue
-            where = f'line {reader.line_num + bool(own)}'
+            where = f'line {reader.line_num + above}'
             more = row.pop(None, [])
             if any(more) or None in row.values():
                 cells = sum(v is not None for v in row.values()) + len(more)
