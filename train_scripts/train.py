@@ -3,7 +3,6 @@
 
     python train_scripts/train.py                                               # the drawn scenes, on a CPU
     accelerate launch train_scripts/train.py --config coco2014 --data-dir DIR   # one or many GPUs
-
     python train_scripts/train.py --data table --data-dir DIR                   # your own photographs
 
 Options come from the command line, then from a YAML file (--config), then from the defaults below.

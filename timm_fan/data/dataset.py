@@ -15,7 +15,7 @@ from timm_fan.files import printable
 
 from .images import UNREADABLE, load_image
 from .packed import UNKNOWN, Boxes, PackedStrings, Sample, SparseLabels
-from .paths import ImageFinder, find_files
+from .paths import find_files
 
 _logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class MultiLabelDataset(Dataset):
             raise InputError(f'{root}: the data set has no images.')
         problems, hints = [], []
         paths = [s.file for s in samples]
-        files = find_files(ImageFinder(root, folder), paths, places or paths, problems, hints)
+        files = find_files(root, paths, places or paths, problems, hints, folder)
         raise_problems(f'{len(samples):,} images in {Path(root) / folder}', problems, hints=hints)
         labels = SparseLabels(((s.labels, (), s.unknown) for s in samples), len(class_names))
         boxes = Boxes(samples) if any(len(s.boxes) for s in samples) else None

@@ -135,14 +135,14 @@ class ImageFinder:
 
 
 def find_files(
-        finder: ImageFinder, paths: Sequence[str], places: Sequence[str], problems: List[str],
-        hints: List[str]) -> List[str]:
-    """The files that the paths of a source mean, as `ImageFinder.find`.
+        root: Union[str, Path], paths: Sequence[str], places: Sequence[str], problems: List[str], hints: List[str],
+        folder: str = '') -> List[str]:
+    """The files below `root` that the paths of a source mean, as `ImageFinder.find` with the same `folder`.
 
     Files that are missing, and files that are there twice, are added to `problems` with their places in the source, and
     likely causes to `hints`. The path of a missing file is returned as it is.
     """
-    finder.common = _common_folders(paths)
+    finder = ImageFinder(root, folder, _common_folders(paths))
     files, first_place, missing = [], {}, []
     for path, place in zip(paths, places):
         file = finder.find(path)

@@ -101,7 +101,7 @@ class FeatureCache:
             about, skipped = dict(name=backbone.name, args=str(backbone.args)), ()
         weights = hashlib.sha256()
         for name, tensor in (backbone or self.model).state_dict().items():
-            if not name.startswith(skipped or '-'):
+            if not name.startswith(skipped):
                 weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return dict(**about, weights=weights.hexdigest())
 

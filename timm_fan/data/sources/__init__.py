@@ -18,7 +18,7 @@ from .request import Address, Request
 from .scenes import write_scenes
 from .shards import expand_shards, read_shards, write_shards
 from .splits import divide, read_division
-from .table import read_table
+from .table import read_table, table_path
 from .voc import VOC_CLASSES, read_voc, read_voc_folder
 from .yolo import read_yolo
 
@@ -48,11 +48,9 @@ def _table(
         request: Request, classes: Optional[str] = None, image: Optional[str] = None, labels: Optional[str] = None,
         images: Optional[str] = None, sep: Optional[str] = None, unlisted: str = 'absent',
         group: Optional[str] = None, split: Optional[str] = None) -> MultiLabelDataset:
-    arguments = request.images(images), image, labels, sep, unlisted, group, split
-    if request.where and '{split}' not in request.where:
-        return read_table(request.data_dir / request.where, request.names(classes), *arguments, request)
-    file = request.path(request.where_or('{split}.csv'))
-    return read_table(file, request.names(classes), *arguments, request)
+    return read_table(
+        table_path(request), request.names(classes), request.images(images), image, labels, sep, unlisted, group, split,
+        request)
 
 
 def _hub(

@@ -97,8 +97,8 @@ def find_separator(source: str, texts: Sequence[str], names: Sequence[str] = ())
             f'{source}: the separator of labels is not clear, there is {places}. Give sep=, for example sep=|.')
     if found:
         separator, = found
-        odd = separator.isspace() or next((t for t in texts if re.search(rf'\s{re.escape(separator)}\S', t)), None)
-        if odd is None or odd is True:
+        odd = next((t for t in texts if re.search(rf'\s{re.escape(separator)}\S', t)), None)
+        if odd is None or separator.isspace():
             return separator
         raise InputError(
             f'{source}: it is not clear that {separator!r} separates labels in {odd!r:.60}. Give sep={separator}, or'

@@ -1,5 +1,4 @@
 """Folders of images: with a text file of labels for each, or a folder for each class."""
-import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -82,15 +81,11 @@ def read_class_folders(
     names = sorted({file.partition('/')[0] for file in files})
     if {name.lower() for name in names} <= {name for known in SPLIT_NAMES.values() for name in known} | {'test'}:
         raise InputError(f'{folder} has folders of splits, not of classes: {", ".join(names)}. Take folders:{{split}}.')
-    same: Dict[str, List[str]] = defaultdict(list)
-    for file in files:
-        same[os.path.realpath(folder / file)].append(file)
-    groups = list(same.values())
     merged: Dict[str, List[str]] = defaultdict(list)
-    for key, group in zip(content_keys(ImageFiles(folder, [group[0] for group in groups])), groups):
-        merged[key] += group
-    images = [group[0] for group in merged.values()]
-    labelled = [Labelled(group[0], [file.partition('/')[0].strip() for file in group]) for group in merged.values()]
+    for key, file in zip(content_keys(ImageFiles(folder, files)), files):
+        merged[key].append(file)
+    images = [same[0] for same in merged.values()]
+    labelled = [Labelled(same[0], [file.partition('/')[0].strip() for file in same]) for same in merged.values()]
     class_names = class_names or clean_names(str(folder), names)
     class_names, indexed = index_labels(str(folder), labelled, class_names)
     return MultiLabelDataset(ImageFiles(folder, images), SparseLabels(indexed, len(class_names)), class_names)

@@ -10,7 +10,7 @@ from timm_fan.files import read_json
 
 from ..dataset import ImageFiles, MultiLabelDataset
 from ..packed import SparseLabels
-from ..paths import ImageFinder, find_files
+from ..paths import find_files
 from .cells import LABEL_STUDIO_KEYS
 from .labels import Labelled, index_labels
 
@@ -96,7 +96,7 @@ def read_label_studio(
         else:
             paths.append(path)
             rows.append(Labelled(place, *found))
-    files = find_files(ImageFinder(images), paths, [row.where for row in rows], problems, hints)
+    files = find_files(images, paths, [row.where for row in rows], problems, hints)
     raise_problems(str(file), problems, hints=hints)
     if skipped:
         _logger.warning('%s: %d of %d tasks have no annotation, and are left out', file, skipped, len(tasks))

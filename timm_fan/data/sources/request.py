@@ -103,6 +103,11 @@ class Request(NamedTuple):
         """What the source may call the split, the most likely first."""
         return [self.split_names[self.split]] if self.split in self.split_names else SPLIT_NAMES[self.split]
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the address names one path for all splits."""
+        return bool(self.where) and '{split}' not in self.where
+
     def folder(self) -> str:
         """The folder of the split, otherwise that of the data set if the images in it are to be divided."""
         path = self.path(self.where_or('{split}'))

@@ -6,7 +6,7 @@ from timm_fan.errors import InputError, raise_problems
 
 from ..dataset import ImageFiles, Images, MultiLabelDataset
 from ..packed import SparseLabels
-from ..paths import ImageFinder, find_files
+from ..paths import find_files
 from .cells import Row, read_labels
 from .labels import LABEL_COLUMNS, Labelled, clean_names, index_labels, value_of_unlisted
 from .request import Request, match_split
@@ -171,8 +171,7 @@ def _chosen_lines(
     """The lines of the requested split by the column of splits, None for all."""
     if request is None:
         return None
-    has_file = not request.where or '{split}' in request.where
-    if has_file and not column:
+    if not request.is_shared and not column:
         _check_split(file, table, request)
         return None
     column = column or find_column(table.columns, ['split'])
@@ -202,6 +201,27 @@ def _group(cell: Any) -> str:
     """The name of a group, '' for none. A whole number is the same group as integer and as float."""
     text = '' if is_empty(cell) else str(cell).strip()
     return text.removesuffix('.0')
+
+
+def _open(file: Path, image: Optional[str], problems: List[str]) -> TableFile:
+    """The content of a table, whose column of images is `image` if it is named."""
+    if not file.is_file():
+        raise InputError(f'No table {file}.')
+    return read_file(file, (image.lower(),) if image else IMAGE_COLUMNS, problems)
+
+
+def _find_images(
+        lines: Sequence[Line], column: str, root: Union[str, Path], problems: List[str],
+        hints: List[str]) -> ImageFiles:
+    """The images that lines of `_image_paths` mean."""
+    places, paths = [where for where, _ in lines], [row[column] for _, row in lines]
+    return ImageFiles(root, find_files(root, paths, places, problems, hints))
+
+
+def table_path(request: Request) -> Path:
+    """The file with the requested split."""
+    return request.data_dir / request.where if request.is_shared else Path(
+        request.path(request.where_or('{split}.csv')))
 
 
 def read_table(
@@ -239,12 +259,8 @@ def read_table(
         InputError: The file cannot be read or lacks a column. Broken or repeated rows, unknown labels and missing
             images are reported together, with their lines.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise InputError(f'No table {file}.')
-    default = value_of_unlisted(unlisted)
-    problems, hints = [], []
-    table = read_file(file, (image.lower(),) if image else IMAGE_COLUMNS, problems)
+    file, default, problems, hints = Path(file), value_of_unlisted(unlisted), [], []
+    table = _open(file, image, problems)
     if not table.lines:
         raise_problems(str(file), problems)
         raise InputError(f'{file} has no rows.')
@@ -252,9 +268,7 @@ def read_table(
     split = _wanted_column(table, split, file, 'split') if split else None
     columns = _find_columns(file, table, image, labels, class_names, [c for c in (group, split) if c])
     lines = _image_paths(table.lines, columns.image, problems)
-    places = [where for where, _ in lines]
-    files = find_files(
-        ImageFinder(images or file.parent), [row[columns.image] for _, row in lines], places, problems, hints)
+    files = _find_images(lines, columns.image, images or file.parent, problems, hints)
     if columns.labels:
         rows = [Row(where, tuple(row.get(column) for column in columns.labels)) for where, row in lines]
         labelled, class_names = read_labels(str(file), rows, columns.class_names, problems, sep)
@@ -264,9 +278,8 @@ def read_table(
     if problems:
         hints = [*_causes(lines, columns), *hints]
     class_names, indexed = index_labels(str(file), labelled, class_names, problems, hints)
-    dataset = MultiLabelDataset(
-        ImageFiles(images or file.parent, files), SparseLabels(indexed, len(class_names), default if columns.labels
-        else 0.), class_names)
+    default = default if columns.labels else 0.
+    dataset = MultiLabelDataset(files, SparseLabels(indexed, len(class_names), default), class_names)
     if group:
         dataset.groups = [_group(row.get(group)) for _, row in lines]
     chosen = _chosen_lines(file, TableFile(table.columns, lines), request, split)
@@ -281,22 +294,16 @@ def table_images(
     Raises:
         InputError: The file cannot be read or has no column of images. Missing images are reported with their lines.
     """
-    whole = bool(request.where) and '{split}' not in request.where
-    file = request.data_dir / request.where if whole else Path(request.path(request.where_or('{split}.csv')))
-    if not file.is_file():
-        raise InputError(f'No table {file}.')
-    problems, hints = [], []
-    table = read_file(file, (image.lower(),) if image else IMAGE_COLUMNS, problems)
+    file, problems, hints = table_path(request), [], []
+    table = _open(file, image, problems)
     column = _image_column(table, image, file)
     split = _wanted_column(table, split, file, 'split') if split else None
-    if whole and (split or find_column(table.columns, ['split'])):
+    if request.is_shared and (split or find_column(table.columns, ['split'])):
         chosen = _chosen_lines(file, table, request, split)
         table = table._replace(lines=[table.lines[i] for i in chosen])
     lines = _image_paths(table.lines, column, problems)
-    root = request.images(images) or file.parent
-    paths = [row[column] for _, row in lines]
-    files = find_files(ImageFinder(root), paths, [where for where, _ in lines], problems, hints)
+    files = _find_images(lines, column, request.images(images) or file.parent, problems, hints)
     raise_problems(str(file), problems, hints=hints)
-    if not files:
+    if not len(files):
         raise InputError(f'{file} has no rows.')
-    return ImageFiles(root, files)
+    return files

@@ -6,10 +6,10 @@ from typing import Any, Dict, List, Optional, Sequence, Union
 from timm_fan.errors import InputError, raise_problems
 from timm_fan.files import read_lines, read_yaml
 
-from ..dataset import MultiLabelDataset
+from ..dataset import ImageFiles, MultiLabelDataset
 from ..images import image_files
-from ..packed import Sample
-from ..paths import ImageFinder, find_files
+from ..packed import SparseLabels
+from ..paths import find_files
 from .labels import clean_names
 
 _logger = logging.getLogger(__name__)
@@ -104,14 +104,14 @@ def read_yolo(file: Union[str, Path], split_names: Sequence[str]) -> MultiLabelD
     roots = [file.parent / str(content.get('path') or ''), file.parent]
     root = next((r for r in roots if _folder(r, str(_first(content[split]))).exists()), roots[0]).resolve()
     paths, problems, hints = _images(root, content[split]), [], []
-    images = find_files(ImageFinder(root), paths, [f'{split}: {path}' for path in paths], problems, hints)
+    images = find_files(root, paths, [f'{split}: {path}' for path in paths], problems, hints)
     raise_problems(str(file), problems, hints=hints)
-    samples, without = [], 0
+    labels, without = [], 0
     for image in images:
         label_file = _label_file(root / image)
         without += label_file is None
         try:
-            samples.append(Sample(image, _classes(label_file, len(names)) if label_file else []))
+            labels.append((_classes(label_file, len(names)) if label_file else [],))
         except (ValueError, OSError) as error:
             problems.append(f'{label_file}: {error}')
     raise_problems(str(file), problems)
@@ -119,7 +119,7 @@ def read_yolo(file: Union[str, Path], split_names: Sequence[str]) -> MultiLabelD
         raise InputError(f'No image of {file} has a text file of labels, in labels/ for images/, or next to the image.')
     if without:
         _logger.warning('%s: %d of %d %s images have no text file, and so no object', file, without, len(images), split)
-    return MultiLabelDataset.from_samples(root, samples, names)
+    return MultiLabelDataset(ImageFiles(root, images), SparseLabels(labels, len(names)), names)
 
 
 def _first(entries: Any) -> Any:
