@@ -17,7 +17,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NoReturn, Tuple
+from typing import Any, Dict, FrozenSet, Iterator, List, NoReturn, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -56,15 +56,18 @@ def printable(name: Any) -> str:
     return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in str(name))
 
 
-def walk_images(folder: str) -> Iterator[str]:
-    extensions = Image.registered_extensions()
+def walk_images(folder: str, parents: FrozenSet[str] = frozenset()) -> Iterator[str]:
+    extensions, real = Image.registered_extensions(), os.path.realpath(folder)
+    if real in parents:
+        return
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk_images(entry.path)
-        elif (os.path.splitext(entry.name)[1].lower() in extensions and not entry.name.startswith('.')
-                and entry.is_file()):
+        if entry.name.startswith(('.', '__MACOSX')):
+            continue
+        if entry.is_dir():
+            yield from walk_images(entry.path, parents | {real})
+        elif os.path.splitext(entry.name)[1].lower() in extensions and entry.is_file():
             yield str(Path(entry.path))  # without ./
 
 

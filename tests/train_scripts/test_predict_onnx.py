@@ -10,7 +10,7 @@ import pytest
 from helpers import SCRIPTS, load_program, photo, run_here, save_small_fan
 from PIL import Image
 
-from timm_fan.data import EvalTransform, Normalize, load_image
+from timm_fan.data import EvalTransform, Normalize, find_images, load_image
 from timm_fan.data.sources.scenes import SCENES, compose_scene
 from timm_fan.export import Exporter
 
@@ -134,6 +134,17 @@ def test_images_are_decoded_as_by_the_library(monkeypatch, tmp_path, values):
     Image.new('L', (3000, 2)).save(tmp_path / 'line.png')
     with pytest.raises(ValueError, match='3000 x 2'):
         program.load_image(tmp_path / 'line.png')
+
+
+def test_folders_are_searched_as_by_the_library(monkeypatch, tmp_path):
+    for name in ('a/1.png', 'a/.2.png', 'a/.hidden/3.png', '__MACOSX/4.png', 'b/5.JPG', 'b/6.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8, 8)).save(tmp_path / name, 'png')
+    (tmp_path / 'b' / 'up').symlink_to(tmp_path)
+    (tmp_path / 'c').symlink_to(tmp_path / 'a')
+    found = load_program(monkeypatch, 'predict_onnx').find_images([str(tmp_path)])
+    assert list(found) == list(map(str, find_images([tmp_path]))) == [
+        str(tmp_path / name) for name in ('a/1.png', 'b/5.JPG', 'c/1.png')]
 
 
 @pytest.mark.parametrize('crop_mode', ['center', 'squash'])

@@ -77,24 +77,37 @@ def image_files(folder: Path) -> List[Path]:
     return [Path(file) for file in walk_images(folder)]
 
 
+def some_images(found: Iterator[str], path: Union[str, Path]) -> Iterator[str]:
+    """What was found at a path. Raises InputError if it is nothing."""
+    first = next(found, None)
+    if first is None:
+        raise InputError(f'There is no image in {printable(path)}.')
+    yield first
+    yield from found
+
+
+def images_at(path: Union[str, Path]) -> Iterator[str]:
+    """The path of a file, or those of `image_files`.
+
+    Raises:
+        InputError: The path does not exist, or a folder contains no image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        yield from some_images(walk_images(path), path)
+    elif path.is_file():
+        yield str(path)
+    else:
+        raise InputError(f'No image file or folder {printable(path)}.')
+
+
 def find_images(paths: Sequence[Union[str, Path]]) -> List[Path]:
     """Image files among `paths`, where folders are searched for files with the extension of an image.
 
     Raises:
         InputError: A path does not exist, or a folder contains no image.
     """
-    files = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = image_files(path)
-            if not found:
-                raise InputError(f'There is no image in {printable(path)}.')
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise InputError(f'No image file or folder {printable(path)}.')
-    return files
+    return [Path(file) for path in paths for file in images_at(path)]
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Iterator, Optional, Sequence, Union
 
 from timm_fan.data import SOURCES, ImageFiles, Images, create_dataset
-from timm_fan.data.images import walk_images
+from timm_fan.data.images import images_at, some_images
 from timm_fan.data.sources.hf_datasets import hf_images
 from timm_fan.data.sources.request import Address, Request
 from timm_fan.data.sources.shards import shard_images
 from timm_fan.data.sources.table import table_images
 from timm_fan.errors import InputError
-from timm_fan.files import printable
 
 
 def find_photos(paths: Sequence[Union[str, Path]], list_file: Optional[Union[str, Path]] = None) -> Images:
@@ -30,19 +29,10 @@ def find_photos(paths: Sequence[Union[str, Path]], list_file: Optional[Union[str
 
 def _find(paths: Sequence[Union[str, Path]], list_file: Optional[Union[str, Path]]) -> Iterator[str]:
     for path in map(Path, paths):
-        if path.is_dir():
-            found = walk_images(path)
-        elif path.is_file():
-            found = iter([str(path)])
-        elif glob.has_magic(str(path)):
-            found = filter(os.path.isfile, sorted(glob.iglob(str(path), recursive=True)))
+        if glob.has_magic(str(path)) and not path.exists():
+            yield from some_images(filter(os.path.isfile, sorted(glob.iglob(str(path), recursive=True))), path)
         else:
-            raise InputError(f'No image file or folder {printable(path)}.')
-        first = next(found, None)
-        if first is None:
-            raise InputError(f'There is no image in {printable(path)}.')
-        yield first
-        yield from found
+            yield from images_at(path)
     if list_file is not None:
         yield from _listed(Path(list_file))
 
