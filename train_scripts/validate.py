@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any, Tuple
 
 from command_line import add_data_arguments, create_parser, run_program
 
@@ -93,23 +93,22 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError('`choose_thresholds` stores them in a model folder: give a folder, not a name.')
 
 
-def choose_data(args: argparse.Namespace) -> Optional[Path]:
-    """Set the data to that of the run, unless it is given. Returns the run's record of its splits, if it fits."""
+def choose_data(args: argparse.Namespace) -> None:
+    """Set the data to that of the run, unless it is given, and `division` to the run's record of its splits."""
     source = Path(args.model or args.compare[0])
     run = next((run for run in map(RunFolder, (source, source.parent)) if run.config.is_file() and run.is_run()), None)
     options = run.read_options() if run else {}
     if args.data is None:
         args.data, args.data_dir = options.get('data', 'scenes'), args.data_dir or options.get('data_dir')
     args.data_dir = args.data_dir or 'data'
-    return run.division if run and args.data == options.get('data') else None
+    args.division = run.division if run and args.data == options.get('data') else None
 
 
 def open_model(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Tuple[nn.Module, DataLoader, Any]:
     """The model, the loader of its data, and the thresholds to apply."""
-    division = choose_data(args)
     with accelerator.main_process_first():
         model = load_model(source)
-        dataset = dataset_for_model(model, args.data, args.data_dir, args.split, division)
+        dataset = dataset_for_model(model, args.data, args.data_dir, args.split, args.division)
     loader = accelerator.prepare(create_loader(dataset, args.batch_size, share_cores(args.workers)))
     threshold = args.threshold if args.threshold is not None else model_thresholds(model)
     if args.threshold is None and model.thresholds and not args.choose_thresholds and accelerator.is_main_process:
@@ -178,6 +177,7 @@ def report_on_model(args: argparse.Namespace, accelerator: Accelerator) -> None:
 
 def main(args: argparse.Namespace) -> None:
     check_arguments(args)
+    choose_data(args)
     accelerator = accelerator_on(args.device, mixed_precision=args.mixed_precision)
     if args.compare:
         compare_models(args, accelerator)
