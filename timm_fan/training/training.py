@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from timm_fan.data import MultiLabelDataset, MultiLabelMixup, Normalize
@@ -21,6 +20,7 @@ from timm_fan.models import save_model
 from .checkpoint import Progress
 from .engine import images_at_once
 from .loss import balanced_weights, create_loss
+from .moving_average import MovingAverage
 from .network import Network, backbone_parameters, start_after_backbone
 from .options import TrainingOptions
 
@@ -87,7 +87,9 @@ class Training:
         self._whole = copy.deepcopy(self.network) if self._sharded and accelerator.is_main_process else None
         # not the scheduler: a prepared one takes a step for each process
         self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
-        self.ema = ModelEmaV3(self.network, decay=options.ema_decay, use_warmup=True) if options.ema_decay else None
+        self.ema = None
+        if options.ema_decay:
+            self.ema = MovingAverage(self.network, options.ema_decay, self._frozen_norms)
         self.evaluated = self.network if self.ema is None else self.ema.module
 
     def _create_mixup(self) -> Optional[MultiLabelMixup]:

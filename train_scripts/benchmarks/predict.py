@@ -166,8 +166,8 @@ class Benchmark:
             from transformers import pipeline
             from transformers.utils import logging as transformers_logging
             transformers_logging.set_verbosity_error()
-            run = pipeline(
-                'image-classification', model=local_folder(self.args.model), device=self.device,
+            run = pipeline(  # not in the half precision of the file
+                'image-classification', model=local_folder(self.args.model), device=self.device, dtype=torch.float32,
                 function_to_apply='sigmoid', batch_size=self.args.batch_size, num_workers=self.workers)
             run(self.files[:2])
         except Exception as error:  # it has no common class for what it cannot load
