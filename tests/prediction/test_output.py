@@ -75,6 +75,7 @@ def test_parts_that_were_cut_are_continued(tmp_path, kind):
             part.close()
         with open(tmp_path / f'cut.part{process}', 'r+b') as stream:
             stream.truncate(cut)
+        del parts, part  # as a kill, it leaves the file to others
         assert 0 < write_all(file, kind, 2, resume=True) < 7
         assert file.read_bytes() == (tmp_path / 'whole').read_bytes()
         file.unlink()
@@ -101,6 +102,22 @@ def test_a_file_is_neither_replaced_nor_mixed(tmp_path):
     write_all(tmp_path / 'y.csv', 'csv')
     with pytest.raises(InputError, match='y.csv` exists: choose another one, or delete it.'):
         PredictionFile(str(tmp_path / 'y.csv'), 'csv', NAMES, 7, 2).prepare(SETTINGS, False)
+
+
+def test_only_one_run_writes_to_a_file(tmp_path):
+    file = tmp_path / 'x.csv'
+    first, second = (PredictionFile(str(file), 'csv', NAMES, 7, 2) for _ in range(2))
+    first.prepare(SETTINGS, False)
+    for resume in (False, True):
+        with pytest.raises(InputError, match='x.csv` is written by another run'):
+            second.prepare(SETTINGS, resume)
+    del first
+    second.prepare(SETTINGS, True)
+    for batch in second.open():
+        second.write(rows_for(batch))
+    second.close()
+    second.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ['x.csv']
 
 
 def test_csv_has_a_line_for_each_image(tmp_path):

@@ -4,12 +4,14 @@ import io
 import json
 import os
 import re
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from timm_fan.errors import InputError
 from timm_fan.files import printable, read_json, write_text
@@ -128,6 +130,7 @@ class PredictionFile:
             processes: int = 1):
         self.file, self.kind, self.format = Path(file), kind, FORMATS[kind]
         self.record = self.file.with_name(f'{self.file.name}.run.json')
+        self._lock = FileLock(self.file.with_name(f'.{self.file.name}.lock'), timeout=0)
         self.num_photos, self.batch_size, self.process, self.processes = num_photos, batch_size, process, processes
         header = self.format.header(names)
         self.header = ('\ufeff' + header if header else '').encode()  # without the mark, Excel takes UTF-8 for Latin-1
@@ -141,9 +144,27 @@ class PredictionFile:
         """Check what is there, and record the settings. For the main process, before the others continue.
 
         Raises:
-            InputError: The file exists, or was started with other settings.
+            InputError: The file exists, was started with other settings, or is written by another run.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise InputError(f'`output={self.file}` is written by another run: choose another one, or wait.') from error
+        try:
+            self._start(settings, resume)
+        except InputError:
+            self._unlock()
+            raise
+        if self.complete:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        self._lock.release()
+        with suppress(OSError):  # another run has it already
+            os.unlink(self._lock.lock_file)
+
+    def _start(self, settings: Dict[str, Any], resume: bool) -> None:
         if not resume and (self.record.exists() or self.file.exists()):
             state = 'is unfinished: continue it with `resume`' if self.record.exists() else 'exists: choose another one'
             raise InputError(f'`output={self.file}` {state}, or delete it{self._and_record()}.')
@@ -208,6 +229,7 @@ class PredictionFile:
             os.replace(new, self.file)
         self.record.unlink()
         self._remove_parts()
+        self._unlock()
 
     def _lines(self) -> Iterator[bytes]:
         """The lines of all parts in the order of the images."""
