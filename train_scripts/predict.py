@@ -38,6 +38,7 @@ from timm_fan import InputError
 from timm_fan.data import Images
 from timm_fan.files import printable
 from timm_fan.models import load_model
+from timm_fan.models.folding import fold_batch_norms
 from timm_fan.prediction import (
     FORMATS,
     Batches,
@@ -149,7 +150,8 @@ def open_model(name: str, args: argparse.Namespace, device: torch.device, thread
     chosen = network.thresholds_chosen_on
     if chosen and chosen['tta'] != args.tta and args.threshold is None and args.topk is None:
         sys.stderr.write(f'the thresholds of {name} were chosen with --tta {chosen["tta"]}, and may not fit\n')
-    predictor = Predictor(with_tta(network, args.tta), device, args.mixed_precision, args.torchcompile)
+    network = with_tta(fold_batch_norms(network), args.tta)
+    predictor = Predictor(network, device, args.mixed_precision, args.torchcompile)
     if args.torchcompile:  # before several threads want it
         predictor.compute(
             torch.zeros(args.batch_size, *predictor.data_config['input_size'], dtype=torch.uint8),

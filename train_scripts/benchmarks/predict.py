@@ -26,6 +26,7 @@ from benchmarks.timing import seconds
 from timm_fan.data import ImageFiles, load_image
 from timm_fan.files import write_text
 from timm_fan.models import BUNDLED, load_model, model_folder
+from timm_fan.models.folding import fold_batch_norms
 from timm_fan.models.pretrained import WEIGHTS
 from timm_fan.prediction import EncodedPhotos, Predictor, find_photos, predict_photos
 from timm_fan.prediction.engine import _collate, _Transformed
@@ -93,7 +94,8 @@ class Benchmark:
         self.all_threads = torch.get_num_threads()
         self.workers, self.threads = prediction_cores(args.workers, self.device.type)
         self.few_threads = torch.get_num_threads()
-        self.predictor = Predictor(load_model(args.model), self.device, args.mixed_precision, args.torchcompile)
+        network = fold_batch_norms(load_model(args.model))
+        self.predictor = Predictor(network, self.device, args.mixed_precision, args.torchcompile)
         self.plain = Predictor(load_model(args.model), self.device, args.mixed_precision)
         self.photos = EncodedPhotos(ImageFiles('', files))
         self.batch = torch.randint(
