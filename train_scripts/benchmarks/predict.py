@@ -269,7 +269,7 @@ def format_report(report: Dict[str, Any], device: str) -> str:
 def memory_report(files: List[str], args: argparse.Namespace) -> Dict[str, Any]:
     """The highest resident memory of this process after a tenth of the images, and after all of them."""
     count = args.memory_images
-    predictor = Predictor(load_model(args.model), args.device, args.mixed_precision)
+    predictor = Predictor(fold_batch_norms(load_model(args.model)), args.device, args.mixed_precision)
     workers, threads = prediction_cores(args.workers, torch.device(args.device).type)
     with tempfile.NamedTemporaryFile('w', suffix='.txt') as names:
         names.writelines(f'{files[i % len(files)]}\n' for i in range(count))
@@ -283,7 +283,9 @@ def memory_report(files: List[str], args: argparse.Namespace) -> Dict[str, Any]:
             peaks.append(_peak_memory())
     text = (f'{count // 10:,} images: {peaks[0] / 2 ** 20:.0f} MiB at most; {count:,} images: {peaks[-1] / 2 ** 20:.0f}'
             ' MiB at most (the process that computes)')
-    return dict(memory_images=count, peaks=peaks, text=text, **environment(args.device))
+    return dict(
+        model=args.model, memory_images=count, batch_size=args.batch_size, peaks=peaks, text=text,
+        **environment(args.device))
 
 
 def _peak_memory() -> int:
