@@ -1,5 +1,6 @@
 """A model for predictions alone, in which BatchNorm takes no time."""
 import copy
+from collections import Counter
 from typing import Any, Dict, List, Tuple
 
 import torch
@@ -24,38 +25,40 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
         The copy. Without such a BatchNorm, or where the result of such a convolution has other uses, the model itself.
     """
     model = model.eval()
-    folded = copy.deepcopy(model)
+    if not any(type(module) in _NORMS for module in model.modules()):
+        return model
     images = torch.randn(1, *model.pretrained_cfg['input_size'])
     with torch.no_grad():
-        pairs = _find_pairs(folded, images)
+        logits, pairs = _find_pairs(model, images)
+        if not pairs:
+            return model
+        folded = copy.deepcopy(model)
         for conv, norm in pairs:
             _fold(folded, conv, norm)
-        if pairs and torch.allclose(folded(images), model(images), rtol=1e-3, atol=1e-3):
-            return folded
-    return model
+        return folded if torch.allclose(folded(images), logits, rtol=1e-3, atol=1e-3) else model
 
 
-def _find_pairs(model: nn.Module, images: torch.Tensor) -> List[Tuple[str, str]]:
-    """Names of convolutions and of the BatchNorm that their results go to, in a forward pass."""
+def _find_pairs(model: nn.Module, images: torch.Tensor) -> Tuple[torch.Tensor, List[Tuple[str, str]]]:
+    """Logits, and the names of convolutions and of the BatchNorm that their results go to, in one forward pass."""
     names = {module: name for name, module in model.named_modules() if type(module) in _CONVOLUTIONS + _NORMS}
     results: Dict[int, Tuple[nn.Module, torch.Tensor]] = {}  # with the tensor, whose id is taken as long as it lives
-    calls: List[nn.Module] = []
+    calls: Counter[nn.Module] = Counter()
     pairs: List[Tuple[nn.Module, nn.Module]] = []
 
     def note(module: nn.Module, inputs: Tuple[Any, ...], output: torch.Tensor) -> None:
-        calls.append(module)
+        calls[module] += 1
         if type(module) in _CONVOLUTIONS:
             results[id(output)] = module, output
         elif id(inputs[0]) in results:
             pairs.append((results[id(inputs[0])][0], module))
 
     hooks = [module.register_forward_hook(note) for module in names]
-    model(images)
+    logits = model(images)
     for hook in hooks:
         hook.remove()
-    return [
+    return logits, [
         (names[conv], names[norm]) for conv, norm in pairs
-        if calls.count(conv) == calls.count(norm) == 1 and norm.running_mean is not None]
+        if calls[conv] == calls[norm] == 1 and norm.running_mean is not None]
 
 
 def _fold(model: nn.Module, conv_name: str, norm_name: str) -> None:

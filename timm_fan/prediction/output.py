@@ -150,7 +150,8 @@ class PredictionFile:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise InputError(f'`output={self.file}` is written by another run: choose another one, or wait.') from error
+            raise InputError(
+                f'`output={self.file}` is written by another run: wait for it, or choose another one.') from error
         try:
             self._start(settings, resume)
         except InputError:

@@ -20,10 +20,11 @@ class MovingAverage(ModelEmaV3):
         constant = {id(p) for p in model.parameters() if not p.requires_grad}
         constant |= {id(buffer) for norm in frozen_norms for buffer in norm.buffers()}
         averages = self.module.state_dict()
-        changing = {n: t.detach() for n, t in model.state_dict(keep_vars=True).items() if id(t) not in constant}
-        pairs = [(averages[name], value) for name, value in changing.items()]
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._averaged, self._copied = [], []
+        for name, value in model.state_dict(keep_vars=True).items():
+            if id(value) not in constant:
+                pairs = self._averaged if value.is_floating_point() else self._copied
+                pairs.append((averages[name], value.detach()))
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
         """Move the average of `model`, which must be the one of the start, towards its weights."""

@@ -94,9 +94,9 @@ class Benchmark:
         self.all_threads = torch.get_num_threads()
         self.workers, self.threads = prediction_cores(args.workers, self.device.type)
         self.few_threads = torch.get_num_threads()
-        network = fold_batch_norms(load_model(args.model))
-        self.predictor = Predictor(network, self.device, args.mixed_precision, args.torchcompile)
-        self.plain = Predictor(load_model(args.model), self.device, args.mixed_precision)
+        network = load_model(args.model)
+        self.predictor = Predictor(fold_batch_norms(network), self.device, args.mixed_precision, args.torchcompile)
+        self.plain = Predictor(network, self.device, args.mixed_precision)
         self.photos = EncodedPhotos(ImageFiles('', files))
         self.batch = torch.randint(
             0, 256, (args.batch_size, *self.predictor.data_config['input_size']), dtype=torch.uint8)
