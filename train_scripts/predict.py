@@ -38,7 +38,6 @@ from timm_fan import InputError
 from timm_fan.data import Images
 from timm_fan.files import printable
 from timm_fan.models import load_model
-from timm_fan.models.folding import fold_batch_norms
 from timm_fan.prediction import (
     FORMATS,
     Batches,
@@ -48,6 +47,7 @@ from timm_fan.prediction import (
     PredictionFile,
     Predictor,
     find_photos,
+    fold_batch_norms,
     format_of,
     open_images,
     predict_photos,

@@ -26,9 +26,8 @@ from benchmarks.timing import seconds
 from timm_fan.data import ImageFiles, load_image
 from timm_fan.files import write_text
 from timm_fan.models import BUNDLED, load_model, model_folder
-from timm_fan.models.folding import fold_batch_norms
 from timm_fan.models.pretrained import WEIGHTS
-from timm_fan.prediction import EncodedPhotos, Predictor, find_photos, predict_photos
+from timm_fan.prediction import EncodedPhotos, Predictor, find_photos, fold_batch_norms, predict_photos
 from timm_fan.prediction.engine import _collate, _Transformed
 from timm_fan.prediction.predictor import DTYPES
 from timm_fan.processes import prediction_cores

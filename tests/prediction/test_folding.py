@@ -8,7 +8,7 @@ import torch.nn as nn
 from helpers import TINY_BACKBONES, small_fan
 from timm.layers import BatchNormAct2d
 
-from timm_fan.models.folding import fold_batch_norms
+from timm_fan.prediction import fold_batch_norms
 
 
 def draw_norms(model):
