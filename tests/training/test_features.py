@@ -11,6 +11,7 @@ from helpers import SCRIPTS, TINY, history, launch, run_here, run_killed
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from timm_fan.data import MultiLabelDataset
 from timm_fan.training import features
 
 NO_BACKBONE = [o for o in TINY if o not in ('--backbone', 'test_resnet')]
@@ -75,8 +76,12 @@ def test_runs_share_their_maps(monkeypatch, coco_folder, tmp_path):
     assert train('--cache-features', '3') == 1
     assert train('--img-size', '64', '--aa', 'rand-m5') == 3
     image = data / 'train2014' / content['images'][0]['file_name']
-    Image.new('RGB', (100, 80)).save(image)
+    Image.new('RGB', (100, 80)).save(image, format='BMP')
     assert train() == 2
+    Image.new('RGB', (100, 80), 'red').save(image, format='BMP')  # of the same size
+    assert train() == 2
+    monkeypatch.setattr('timm.__version__', '9.9')
+    assert train() == 3
     assert views(cache).items() >= before.items()
     assert not list(cache.glob('.*'))
 
@@ -91,6 +96,34 @@ def test_an_unreadable_image_is_ignored_and_listed_in_every_run(monkeypatch, coc
         entries = [json.loads(line) for line in (tmp_path / run / 'bad_samples.jsonl').read_text().splitlines()]
         assert [(e['split'], e['image']) for e in entries] == [('train', str(bad))]
     assert len(views(tmp_path / 'maps')) == 3 and not (tmp_path / 'features').exists()
+
+
+def test_an_image_that_was_unreadable_for_a_while_is_named(monkeypatch, coco_folder, tmp_path):
+    """Such as on a network that failed: it is ignored as before, which is said."""
+    options = [*OPTIONS, '--data-dir', coco_folder, '--cache-dir', tmp_path / 'maps', '--epochs', '1']
+    bad = min((coco_folder / 'train2014').iterdir()).name
+
+    def failing(self, index):
+        if self.images.name(index).endswith(bad):
+            raise OSError('no answer')
+        return load(self, index)
+
+    load = MultiLabelDataset.load
+    with monkeypatch.context() as context:
+        context.setattr(MultiLabelDataset, 'load', failing)
+        assert run_here(context, 'train', *options, '--output', tmp_path / 'one') == 0
+    assert run_here(monkeypatch, 'train', *options, '--output', tmp_path / 'two') == 0
+    message = f'{bad} could not be read when its maps were computed: to use it, delete {tmp_path / "maps"}'
+    assert message in (tmp_path / 'two' / 'train.log').read_text()
+
+
+def test_other_runs_are_waited_for(monkeypatch, coco_folder, tmp_path):
+    waited = iter([False, False, True])
+    acquired = features._acquired
+    monkeypatch.setattr(features, '_acquired', lambda lock: next(waited, True) and acquired(lock))
+    options = [*OPTIONS, '--data-dir', coco_folder, '--epochs', '1', '--output', tmp_path / 'run']
+    assert run_here(monkeypatch, 'train', *options) == 0
+    assert next(waited, None) is None and len(views(tmp_path / 'features')) == 3
 
 
 def test_two_processes_write_the_maps_of_one(monkeypatch, coco_folder, tmp_path):

@@ -6,14 +6,20 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from helpers import ROOT, SCRIPTS, TINY, history, launch, write_small_coco
 from safetensors.torch import load_file
+
+from timm_fan import InputError
+from timm_fan.training import TrainingOptions
+from timm_fan.training.engine import _check_engine
 
 # BatchNorm sees the part of a process only: it is frozen here, except in the test that shows the difference
 FROZEN = """
@@ -182,6 +188,15 @@ def test_sharded_training_gives_the_weights_of_one_process_and_resumes(alone, co
         assert torch.allclose(whole[name], tensor, rtol=1e-5, atol=1e-6), name
     result = launch(*command, '--ema-decay', '0.9', '--resume', check=False)
     assert result.returncode and '--ema-decay is not supported with FSDP' in result.stderr
+
+
+@pytest.mark.parametrize('options', [dict(ema_decay=0.9), dict(cache_features=2, backbone_lr=0)])
+def test_what_sharded_training_does_not_support(options):
+    plugin = SimpleNamespace(fsdp_version=2, state_dict_type=SimpleNamespace(name='FULL_STATE_DICT'))
+    sharded = SimpleNamespace(
+        distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin), num_processes=1)
+    with pytest.raises(InputError, match=f'`{next(iter(options))}` is not supported with FSDP'):
+        _check_engine(sharded, TrainingOptions(data='scenes', **options))
 
 
 @pytest.mark.parametrize('file', sorted((SCRIPTS / 'configs' / 'accelerate').glob('*.yaml')), ids=lambda p: p.stem)

@@ -72,8 +72,9 @@ def _check_engine(accelerator: Accelerator, options: TrainingOptions) -> None:
     # a sharded state dict has an index that is a pickle
     if getattr(plugin, 'fsdp_version', 1) != 2 or plugin.state_dict_type.name != 'FULL_STATE_DICT':
         raise InputError('Only version 2 of FSDP with fsdp_state_dict_type FULL_STATE_DICT is supported.')
-    if options.ema_decay:
-        raise InputError('`ema_decay` is not supported with FSDP. Set it to 0.')
+    for name in ('ema_decay', 'cache_features'):
+        if getattr(options, name):
+            raise InputError(f'`{name}` is not supported with FSDP. Set it to 0.')
 
 
 def start_logger(accelerator: Accelerator, options: TrainingOptions, folder: Path) -> None:

@@ -8,14 +8,17 @@ import shutil
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
+import PIL
+import timm
 import torch
-from accelerate.utils import gather_object, tqdm
-from filelock import FileLock
+import torchvision
+from accelerate.utils import broadcast_object_list, gather_object, tqdm
+from filelock import FileLock, Timeout
 from torch.utils.data import Dataset, Subset
 
 from timm_fan.data import UNKNOWN, MultiLabelDataset, SeededSamples, create_loader
 from timm_fan.errors import InputError
-from timm_fan.files import read_json, write_text
+from timm_fan.files import printable, read_json, write_text
 from timm_fan.version import __version__
 
 from .network import backbone_maps
@@ -90,7 +93,11 @@ class FeatureCache:
     def __init__(self, folder: Path, training: Training, workers: int = 0):
         self.folder, self.training, self.workers = folder, training, workers
         self.model, self.accelerator = training.network, training.accelerator
-        self._key = dict(self._describe_model(), timm_fan=__version__, precision=self.accelerator.mixed_precision)
+        # of the model, the augmentation, and the decoder
+        versions = [timm.__version__, torchvision.__version__, PIL.__version__]
+        self._key = dict(
+            self._describe_model(), timm_fan=__version__, versions=versions,
+            precision=self.accelerator.mixed_precision)
 
     def _describe_model(self) -> Dict[str, Any]:
         backbone = getattr(self.model, 'backbone', None)
@@ -151,7 +158,11 @@ class FeatureCache:
         abouts = [self._find(number, len(entries), entry) for number, entry in enumerate(entries, 1)]
         unreadable = sorted(set().union(*(about['unreadable'] for about in abouts)))
         for index in unreadable:
-            dataset[index]  # lists it in this run
+            _, target = dataset[index]  # lists it in this run
+            if torch.equal(target, dataset.target(index)):
+                _logger.warning(
+                    'image %s could not be read when its maps were computed: to use it, delete %s',
+                    printable(dataset.images.name(index)), self.folder)
         shapes = abouts[0]['shapes']
         size = len(dataset) * _num_bytes(shapes) // 2
         views = [
@@ -161,11 +172,11 @@ class FeatureCache:
 
     def _find(self, number: int, count: int, entry: _Entry) -> Dict[str, Any]:
         """What is known about the maps of an entry. Other runs wait for those that this one computes."""
-        accelerator, lock = self.accelerator, FileLock(f'{entry.folder}.lock')
-        if accelerator.is_main_process:
-            lock.acquire()
+        accelerator, lock = self.accelerator, FileLock(f'{entry.folder}.lock', timeout=60)
+        # the others would not wait for the main process longer than the timeout of a collective operation
+        while not broadcast_object_list([_acquired(lock) if accelerator.is_main_process else None])[0]:
+            pass
         try:
-            accelerator.wait_for_everyone()
             if not entry.folder.is_dir():
                 self._compute(entry, f'maps, view {number}/{count}' if count > 1 else 'maps, validation')
             accelerator.wait_for_everyone()
@@ -224,17 +235,25 @@ class FeatureCache:
         return [list(m.shape[1:]) for m in self._maps(images)]
 
 
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    return True
+
+
 def _num_bytes(shapes: Sequence[Sequence[int]]) -> int:
     """Bytes of the maps of an image."""
     return 2 * sum(map(math.prod, shapes))
 
 
 def _describe_images(dataset: MultiLabelDataset) -> str:
-    """Hash of the names and sizes of the images. Labels do not change their maps."""
-    digest = hashlib.sha256(dataset.images.fingerprint())
-    for index in range(len(dataset)):
+    """Hash of the images in their order. Neither their labels nor their names change their maps."""
+    digest = hashlib.sha256()
+    for index in tqdm(range(len(dataset)), desc='images', leave=False):
         try:
-            digest.update(b'%d ' % dataset.images.size(index))
+            digest.update(hashlib.sha256(dataset.images.read(index)).digest())
         except OSError:
-            digest.update(b'- ')
+            digest.update(b'-')
     return digest.hexdigest()
