@@ -57,6 +57,9 @@ def test_threads_and_workers_do_not_exceed_the_cores(monkeypatch, cores, process
         torch.set_num_threads(5)
         assert share_cores(wanted) == workers
         assert torch.get_num_threads() == 5
+        monkeypatch.setenv('OMP_NUM_THREADS', '1')  # as launchers do
+        share_cores(wanted)
+        assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
 
@@ -76,5 +79,7 @@ def test_predictions_decode_and_compute_on_all_cores(monkeypatch, cores, process
         torch.set_num_threads(3)
         monkeypatch.setenv('OMP_NUM_THREADS', '3')
         assert prediction_cores(wanted, device)[1] == (3 if device == 'cpu' else 2)
+        monkeypatch.setenv('OMP_NUM_THREADS', '1')  # as launchers do
+        assert prediction_cores(wanted, device) == expected
     finally:
         torch.set_num_threads(before)

@@ -40,6 +40,13 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def _wanted_threads() -> Optional[int]:
+    """OMP_NUM_THREADS, None where the user has not set it: torchrun and accelerate launch set it to 1 then."""
+    threads = os.environ.get('OMP_NUM_THREADS')
+    launched = not {'LOCAL_WORLD_SIZE', 'ACCELERATE_MIXED_PRECISION'}.isdisjoint(os.environ)
+    return None if threads is None or launched and threads == '1' else torch.get_num_threads()
+
+
 def prediction_cores(workers: Optional[int], device: str) -> Tuple[int, int]:
     """Processes that decode, and batches that are computed at the same time, see `predict_photos`.
 
@@ -54,7 +61,7 @@ def prediction_cores(workers: Optional[int], device: str) -> Tuple[int, int]:
     workers = cores if workers is None else min(workers, cores)
     if device != 'cpu':
         return workers, 2
-    threads = torch.get_num_threads() if 'OMP_NUM_THREADS' in os.environ else cores
+    threads = _wanted_threads() or cores
     torch.set_num_threads(1)
     keep_freed_memory()
     return workers, threads
@@ -75,7 +82,7 @@ def share_cores(workers: int) -> int:
     cores = available_cores()
     # the thread that feeds a GPU needs little of a core
     workers = min(workers, cores if torch.cuda.is_available() else cores - 1)
-    if 'OMP_NUM_THREADS' not in os.environ:
+    if _wanted_threads() is None:
         torch.set_num_threads(max(1, cores - workers))
     return workers
 
