@@ -1,8 +1,10 @@
 import os
 import tracemalloc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import timm
 import torch
 from helpers import photo, save_small_fan
 from PIL import Image
@@ -113,6 +115,16 @@ def test_results_do_not_depend_on_processes_workers_and_threads(tmp_path):
                 for batch in predict_photos(predictor, photos, 4, workers, threads, batches):
                     found[list(batch.indices)] = batch.probabilities
             assert torch.equal(found, expected)
+
+
+def test_threads_do_not_mix_the_maps_that_hooks_keep():
+    model = timm.create_model('fan', backbone='legacy_xception', num_classes=3, embed_dim=32)
+    predictor = Predictor(model)
+    images = torch.randint(0, 256, (8, 1, 3, 71, 71), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = [predictor.compute(x, embeddings=True) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda x: predictor.compute(x, embeddings=True), images)
+        assert all(torch.equal(a, b) for one, other in zip(expected, found) for a, b in zip(one, other))
 
 
 def test_the_last_batch_of_a_compiled_model_is_filled_up():

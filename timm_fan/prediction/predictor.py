@@ -1,4 +1,6 @@
 """From a photograph to the names of its labels."""
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional, Sequence, Union
 
@@ -6,6 +8,7 @@ import torch
 import torch.nn as nn
 from PIL import Image, ImageOps
 from timm.data import resolve_model_data_config
+from timm.models._features import FeatureHooks
 
 from timm_fan.data import EvalTransform, Normalize, eval_crop, load_image, to_rgb
 from timm_fan.data.transforms import EvalCrop
@@ -53,6 +56,9 @@ class Predictor:
         self.thresholds = torch.tensor(model_thresholds(model), dtype=torch.float32).expand(len(self.names))
         self.transform, self._normalize = EvalTransform(self.data_config), Normalize.of(model, device)
         self._dtype = DTYPES[mixed_precision]
+        # timm's hooks keep the maps of the batch in the model: other batches wait
+        hooked = any(isinstance(x, FeatureHooks) for m in model.modules() for x in vars(m).values())
+        self._alone = threading.Lock() if hooked else nullcontext()
         self._forward: Callable[[torch.Tensor, bool], Sequence[torch.Tensor]] = self._logits
         if torchcompile:
             self._forward = torch.compile(self._logits)
@@ -91,7 +97,7 @@ class Predictor:
             InputError: The model gives NaN.
         """
         images = self._normalize(images.to(self.device, non_blocking=True))
-        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
+        with self._alone, torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
             logits, *features = self._forward(images, embeddings)
         probabilities, *features = [x.cpu() for x in (logits.float().sigmoid(), *(x.float() for x in features))]
         if probabilities.isnan().any():
