@@ -13,6 +13,7 @@ predict_onnx.py does the last without PyTorch.
 """
 import argparse
 import hashlib
+import os
 import sys
 import time
 from datetime import timedelta
@@ -46,6 +47,7 @@ from timm_fan.prediction import (
     PredictedBatch,
     PredictionFile,
     Predictor,
+    default_batch_size,
     find_photos,
     fold_batch_norms,
     format_of,
@@ -89,6 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def is_onnx(inputs: List[str]) -> bool:
+    return bool(inputs) and inputs[0].lower().endswith('.onnx')
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Check the arguments, and set those whose default depends on others."""
     for name, least in (('topk', 1), ('batch_size', 1), ('workers', 0)):
@@ -104,17 +110,19 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise InputError(f'`save_embeddings={args.save_embeddings}` must be a .npy file, and requires `output`.')
         if args.tta != 'none':
             raise InputError(f'`save_embeddings` excludes `tta={args.tta}`.')
+    if is_onnx(args.inputs):
+        args.device = 'cpu'
     check_device(args.device)
     args.format = format_of(args.output, args.format)
     if args.batch_size is None:
-        args.batch_size = 4 if torch.device(args.device).type == 'cpu' else 64
+        args.batch_size = default_batch_size(torch.device(args.device))
 
 
 class OnnxPredictor:
     """An ONNX file of export.py for `predict_photos`."""
 
-    def __init__(self, file: str, threads: int):
-        self.model = predict_onnx.OnnxModel(file, threads)
+    def __init__(self, file: str):
+        self.model = predict_onnx.OnnxModel(file, threads=1)
         self.names, self.thresholds = self.model.names, torch.from_numpy(self.model.thresholds)
 
     def transform(self, photo: Image.Image) -> torch.Tensor:
@@ -128,8 +136,7 @@ class OnnxPredictor:
 
 def open_inputs(args: argparse.Namespace) -> Tuple[str, Images]:
     """The name of the model, and the images."""
-    is_onnx = bool(args.inputs) and args.inputs[0].lower().endswith('.onnx')
-    model, paths = (args.inputs[0], args.inputs[1:]) if is_onnx else model_and_images(args)
+    model, paths = (args.inputs[0], args.inputs[1:]) if is_onnx(args.inputs) else model_and_images(args)
     if args.data and (paths or args.list_file):
         raise InputError('`data` excludes other images.')
     if not (args.data or paths or args.list_file):
@@ -137,15 +144,15 @@ def open_inputs(args: argparse.Namespace) -> Tuple[str, Images]:
     return model, open_images(args.data, args.data_dir, args.split) if args.data else find_photos(paths, args.list_file)
 
 
-def open_model(name: str, args: argparse.Namespace, device: torch.device, threads: int) -> Any:
-    """The predictor. `threads` are those of one batch of an ONNX model, 0 for all cores."""
-    if name.lower().endswith('.onnx'):
+def open_model(name: str, args: argparse.Namespace, device: torch.device) -> Any:
+    """The predictor."""
+    if is_onnx([name]):
         for option in ('save_embeddings', 'torchcompile'):
             if getattr(args, option):
                 raise InputError(f'`{option}` requires a PyTorch model, not an ONNX file.')
         if args.tta != 'none' or args.mixed_precision != 'no':
             raise InputError('An ONNX file is computed as it is: leave `tta` and `mixed_precision` out.')
-        return OnnxPredictor(name, threads)
+        return OnnxPredictor(name)
     network = load_model(name)
     chosen = network.thresholds_chosen_on
     if chosen and chosen['tta'] != args.tta and args.threshold is None and args.topk is None:
@@ -171,6 +178,7 @@ def settings_of(
     return dict(
         model=model, weights=weights.hexdigest()[:16], images=hashlib.sha256(images.fingerprint()).hexdigest()[:16],
         thresholds=predictor.thresholds.tolist(), processes=state.num_processes,
+        data_dir=os.path.abspath(args.data_dir) if args.data else None,
         device=torch.device(args.device).type, **{name: getattr(args, name) for name in SETTINGS})
 
 
@@ -190,10 +198,15 @@ class Output:
                 width = predictor.model.head_hidden_size
                 self.embeddings = EmbeddingsFile(args.save_embeddings, len(images), width)
             if state.is_main_process:
-                self.file.prepare(settings_of(args, model, predictor, images, state), args.resume)
-                if self.embeddings and not self.file.complete:
-                    self.embeddings.prepare(args.resume)
+                self.prepare(settings_of(args, model, predictor, images, state))
             state.wait_for_everyone()
+
+    def prepare(self, settings: Dict[str, Any]) -> None:
+        if self.embeddings and not self.file.complete:
+            self.embeddings.check(self.file)
+        self.file.prepare(settings, self.args.resume)
+        if self.embeddings and not self.file.complete:
+            self.embeddings.prepare()
 
     def open(self) -> Batches:
         """The batches that this process has to predict."""
@@ -270,11 +283,11 @@ def main(args: argparse.Namespace) -> None:
     workers, threads = prediction_cores(args.workers, device.type)
     with state.local_main_process_first():
         model, images = open_inputs(args)
-        predictor = open_model(model, args, device, 1 if threads > 1 else 0)
+        predictor = open_model(model, args, device)
     output = Output(args, model, predictor, images, state)
     if output.file is not None and output.file.complete:
         if state.is_main_process:
-            sys.stderr.write(f'{args.output} is complete\n')
+            sys.stderr.write(f'{args.output} is complete, because there is no {output.file.record.name}\n')
     else:
         predict(args, predictor, output, workers, threads)
     if state.num_processes > 1:

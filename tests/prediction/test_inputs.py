@@ -36,6 +36,9 @@ def test_files_folders_patterns_and_lists(photos, monkeypatch):
             find_photos([path])
     with pytest.raises(InputError, match='`list_file=none` cannot be read'):
         find_photos([], 'none')
+    (photos / 'list').write_text('\n')
+    with pytest.raises(InputError, match='no image in list'):
+        find_photos(['a.jpg'], 'list')
 
 
 @pytest.mark.parametrize('write, kind', [

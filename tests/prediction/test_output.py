@@ -153,6 +153,15 @@ def test_parquet_has_the_types_of_its_columns(tmp_path):
     assert rows[3] == dict(file='d\n.jpg', labels=None, probabilities=None, unreadable='broken\nfile')
 
 
+def test_parquet_limits_the_labels_in_memory(monkeypatch, tmp_path):
+    parquet = pytest.importorskip('pyarrow.parquet')
+    monkeypatch.setattr('timm_fan.prediction.output.LABELS_OF_GROUP', 6)
+    write_all(tmp_path / 'x.parquet', 'parquet')
+    file = parquet.ParquetFile(tmp_path / 'x.parquet')
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [2, 2, 2, 1]
+    assert [row['file'][0] for row in file.read().to_pylist()] == [*'012d456']
+
+
 def test_probabilities_are_not_rounded():
     values = np.random.default_rng(0).random(1000, dtype=np.float32) ** 8
     for value in values:
@@ -167,14 +176,12 @@ def test_formats_by_the_name_of_the_file():
 
 def test_embeddings_are_at_the_place_of_their_image(tmp_path):
     values = np.random.default_rng(0).random((5, 3), dtype=np.float32)
-    file = EmbeddingsFile(str(tmp_path / 'x.npy'), 5, 3)
-    file.prepare(False)
+    file = EmbeddingsFile(str(tmp_path / 'new' / 'x.npy'), 5, 3)
+    file.prepare()
     file.open()
     file.write(range(3, 5), None, [3, 4])
     file.write(range(0, 3), values[:3], [1])
     file.close()
-    file.prepare(True)  # keeps what is there
-    found = np.load(tmp_path / 'x.npy', mmap_mode='r')
+    file.prepare()  # keeps what is there
+    found = np.load(tmp_path / 'new' / 'x.npy', mmap_mode='r')
     assert found.shape == (5, 3) and (found[[0, 2]] == values[[0, 2]]).all() and np.isnan(found[[1, 3, 4]]).all()
-    with pytest.raises(InputError, match='x.npy` exists'):
-        file.prepare(False)

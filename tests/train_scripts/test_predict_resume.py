@@ -1,6 +1,7 @@
 """predict.py killed at random moments, alone and on two processes, and resumed."""
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -10,6 +11,8 @@ from typing import List
 import numpy as np
 import pytest
 from helpers import photo, run_here, save_small_fan
+
+from timm_fan.prediction import PredictionFile
 
 KINDS = ('labels.csv', 'labels.parquet', 'labels.jsonl')
 
@@ -67,6 +70,18 @@ def wait(ids: List[int]) -> List[int]:
 def kill(ids: List[int]) -> None:
     for pid in ids:
         os.kill(pid, signal.SIGKILL)
+
+
+def killed_at_the_end(monkeypatch, *args) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(_self):
+        raise Killed
+
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        context.setattr(PredictionFile, 'finish', killed)
+        run_here(context, 'predict', *args)
 
 
 def check_kills(monkeypatch, model_folder, photos, folder, kind, processes, kills, seed) -> None:
@@ -144,4 +159,35 @@ def test_a_resumed_run_repeats_the_options(monkeypatch, capsys, model_folder, ph
     assert run_here(monkeypatch, 'predict', *options, '--resume', '--batch-size', '2') == 0
     assert len(output.read_text().splitlines()) == 60
     assert run_here(monkeypatch, 'predict', *options, '--resume', '--batch-size', '2') == 0
-    assert f'{output} is complete' in capsys.readouterr().err
+    assert f'{output} is complete, because there is no labels.jsonl.run.json' in capsys.readouterr().err
+
+
+def test_embeddings_are_neither_replaced_nor_lost(monkeypatch, capsys, model_folder, photos, tmp_path):
+    """Nothing is left of a run that is refused."""
+    embeddings, common = tmp_path / 'x' / 'e.npy', (model_folder, photos, '--batch-size', '2', '--device', 'cpu')
+    options = *common, '--output', tmp_path / 'a.csv', '--save-embeddings', embeddings
+    assert run_here(monkeypatch, 'predict', *options) == 0
+    before = embeddings.read_bytes()
+    for resume in ([], ['--resume']):
+        command = *common, '--output', tmp_path / 'b.csv', '--save-embeddings', embeddings, *resume
+        assert run_here(monkeypatch, 'predict', *command) == 2
+        assert f'--save-embeddings {embeddings} exists: choose another file' in capsys.readouterr().err
+    assert embeddings.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.csv', 'x']
+    command = *common, '--output', tmp_path / 'c.csv', '--save-embeddings', tmp_path / 'c.npy', '--resume'
+    killed_at_the_end(monkeypatch, *command)
+    (tmp_path / 'c.npy').rename(tmp_path / 'd.npy')
+    assert run_here(monkeypatch, 'predict', *command) == 2
+    assert f'c.npy is missing, but --output {tmp_path}/c.csv has results' in capsys.readouterr().err
+    (tmp_path / 'd.npy').rename(tmp_path / 'c.npy')
+    assert run_here(monkeypatch, 'predict', *command) == 0
+    assert (tmp_path / 'c.npy').read_bytes() == before
+
+
+def test_another_folder_of_a_data_set_is_not_mixed_in(monkeypatch, capsys, model_folder, coco_folder, tmp_path):
+    shutil.copytree(coco_folder, tmp_path / 'other')
+    options = model_folder, '--data', 'coco2014', '--output', tmp_path / 'a.csv', '--device', 'cpu'
+    killed_at_the_end(monkeypatch, *options, '--data-dir', coco_folder)
+    assert run_here(monkeypatch, 'predict', *options, '--data-dir', tmp_path / 'other', '--resume') == 2
+    assert f'data_dir {coco_folder}' in capsys.readouterr().err
+    assert run_here(monkeypatch, 'predict', *options, '--data-dir', coco_folder, '--resume') == 0

@@ -87,6 +87,11 @@ def _collate(samples: Sequence[Tuple[int, Optional[torch.Tensor], str]]) -> Tupl
     return indices, stack_images([black if image is None else image for _, image, _ in samples]), reasons
 
 
+def default_batch_size(device: torch.device) -> int:
+    """What is fast: small enough for the caches of a CPU core, and large enough to keep a GPU busy."""
+    return 4 if device.type == 'cpu' else 64
+
+
 class Batches(Sequence[range]):
     """The batches that a process predicts: of all batches, each `processes`-th one.
 
@@ -146,7 +151,7 @@ def predict_photos(
         batches = Batches(len(photos), batch_size)
     loader = DataLoader(
         _Transformed(photos, predictor.transform), batch_sampler=batches, num_workers=workers, collate_fn=_collate,
-        worker_init_fn=ignore_signals, pin_memory=torch.cuda.is_available(), in_order=True)
+        worker_init_fn=ignore_signals, pin_memory=torch.cuda.is_available())
 
     def compute(loaded: Tuple[range, Any, Dict[int, str]]) -> PredictedBatch:
         indices, images, unreadable = loaded

@@ -27,7 +27,8 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     model = model.eval()
     if not any(type(module) in _NORMS for module in model.modules()):
         return model
-    images = torch.randn(1, *model.pretrained_cfg['input_size'])
+    # the same in every process and run
+    images = torch.randn(1, *model.pretrained_cfg['input_size'], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits, pairs = _find_pairs(model, images)
         if not pairs:

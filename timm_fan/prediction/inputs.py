@@ -22,7 +22,7 @@ def find_photos(paths: Sequence[Union[str, Path]], list_file: Optional[Union[str
             that does not exist is an unreadable image.
 
     Raises:
-        InputError: A path does not exist, or a folder or pattern has no image.
+        InputError: A path does not exist, or a folder, pattern or list has no image.
     """
     return ImageFiles('', _find(paths, list_file))
 
@@ -34,7 +34,7 @@ def _find(paths: Sequence[Union[str, Path]], list_file: Optional[Union[str, Path
         else:
             yield from images_at(path)
     if list_file is not None:
-        yield from _listed(Path(list_file))
+        yield from some_images(_listed(Path(list_file)), list_file)
 
 
 def _listed(file: Path) -> Iterator[str]:

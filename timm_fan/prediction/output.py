@@ -19,7 +19,8 @@ from timm_fan.files import printable, read_json, write_text
 from .engine import Batches, PredictedBatch
 
 SUFFIXES = {'.txt': 'text', '.csv': 'csv', '.jsonl': 'jsonl', '.parquet': 'parquet'}
-ROW_GROUP = 10_000
+# of Parquet, in memory at once
+ROW_GROUP, LABELS_OF_GROUP = 10_000, 200_000
 
 
 class Row(NamedTuple):
@@ -132,9 +133,11 @@ class PredictionFile:
         self.record = self.file.with_name(f'{self.file.name}.run.json')
         self._lock = FileLock(self.file.with_name(f'.{self.file.name}.lock'), timeout=0)
         self.num_photos, self.batch_size, self.process, self.processes = num_photos, batch_size, process, processes
+        self.num_classes = len(names)
         header = self.format.header(names)
         self.header = ('\ufeff' + header if header else '').encode()  # without the mark, Excel takes UTF-8 for Latin-1
         self._in_parts = processes > 1 or kind == 'parquet'
+        self._part_header = b'' if self._in_parts else self.header
         self._stream: Optional[BinaryIO] = None
 
     def _part(self, process: int) -> Path:
@@ -188,13 +191,19 @@ class PredictionFile:
                     f' delete the file{self._and_record()}.')
 
     @property
+    def begun(self) -> bool:
+        """Whether an earlier run has written results."""
+        parts = map(self._part, range(self.processes))
+        return any(part.exists() and part.stat().st_size > len(self._part_header) for part in parts)
+
+    @property
     def complete(self) -> bool:
         """Whether an earlier run has finished the file. For all processes, after `prepare`."""
         return self.file.exists() and not self.record.exists()
 
     def open(self) -> Batches:
         """Open the part of this process at the end of its last whole batch; returns the batches that remain."""
-        part, header = self._part(self.process), b'' if self._in_parts else self.header
+        part, header = self._part(self.process), self._part_header
         batches = Batches(self.num_photos, self.batch_size, self.process, self.processes)
         part.touch()
         self._stream = open(part, 'r+b')
@@ -223,7 +232,7 @@ class PredictionFile:
         if self._in_parts:
             new = self.file.with_name(f'.{self.file.name}.new')
             if self.kind == 'parquet':
-                _write_parquet(new, self._lines())
+                _write_parquet(new, self._lines(), max(1, min(ROW_GROUP, LABELS_OF_GROUP // self.num_classes)))
             else:
                 with open(new, 'wb') as stream:
                     stream.writelines(chain([self.header], self._lines()))
@@ -266,7 +275,7 @@ def _whole_batches(stream: BinaryIO, header: bytes, batches: Batches) -> Tuple[i
     return done, end
 
 
-def _write_parquet(file: Path, lines: Iterator[bytes]) -> None:
+def _write_parquet(file: Path, lines: Iterator[bytes], row_group: int) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -274,12 +283,18 @@ def _write_parquet(file: Path, lines: Iterator[bytes]) -> None:
         ('file', pyarrow.string()), ('labels', pyarrow.list_(pyarrow.string())),
         ('probabilities', pyarrow.list_(pyarrow.float32())), ('unreadable', pyarrow.string())])
     with parquet.ParquetWriter(file, schema) as writer:
-        while rows := [json.loads(line) for line in islice(lines, ROW_GROUP)]:
-            writer.write_table(pyarrow.Table.from_pylist([dict(
-                file=_valid(row['file']),
-                labels=[_valid(label['label']) for label in row['labels']] if 'labels' in row else None,
-                probabilities=[label['probability'] for label in row['labels']] if 'labels' in row else None,
-                unreadable=_valid(row['unreadable']) if 'unreadable' in row else None) for row in rows], schema))
+        while rows := list(map(_parquet_row, islice(lines, row_group))):
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+            del rows  # before the next ones are read
+
+
+def _parquet_row(line: bytes) -> Dict[str, Any]:
+    row = json.loads(line)
+    if 'unreadable' in row:
+        return dict(file=_valid(row['file']), unreadable=_valid(row['unreadable']))
+    return dict(
+        file=_valid(row['file']), labels=[_valid(label['label']) for label in row['labels']],
+        probabilities=[label['probability'] for label in row['labels']])
 
 
 def _valid(name: str) -> str:
@@ -293,7 +308,7 @@ class EmbeddingsFile:
     It has its whole size from the start. Each batch is written to its place, by any process.
 
     Args:
-        file: The file. Its folder exists.
+        file: The file.
         num_photos: Number of all images.
         width: Length of an embedding.
     """
@@ -307,14 +322,22 @@ class EmbeddingsFile:
         self._size = len(self._header) + 4 * width * num_photos
         self._stream: Optional[BinaryIO] = None
 
-    def prepare(self, resume: bool) -> None:
-        """Create the file, unless it is there already. For the main process, before the others continue.
+    def check(self, predictions: PredictionFile) -> None:
+        """Check that it exists where the run of the predictions is resumed, and only there.
 
         Raises:
-            InputError: It exists, and the run is not resumed.
+            InputError: It exists without such a run, or is missing.
         """
-        if self.file.exists() and not resume:
+        if self.file.exists() and not predictions.record.exists():
             raise InputError(f'`save_embeddings={self.file}` exists: choose another file, or delete it.')
+        if predictions.begun and not self.file.exists():
+            raise InputError(
+                f'`save_embeddings={self.file}` is missing, but `output={predictions.file}` has results already. Delete'
+                f' it and {predictions.record}, and start again.')
+
+    def prepare(self) -> None:
+        """Create the file, unless it is there already. For the main process, before the others continue."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.touch()
         with open(self.file, 'r+b') as stream:
             stream.write(self._header)

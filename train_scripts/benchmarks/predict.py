@@ -27,7 +27,14 @@ from timm_fan.data import ImageFiles, load_image
 from timm_fan.files import write_text
 from timm_fan.models import BUNDLED, load_model, model_folder
 from timm_fan.models.pretrained import WEIGHTS
-from timm_fan.prediction import EncodedPhotos, Predictor, find_photos, fold_batch_norms, predict_photos
+from timm_fan.prediction import (
+    EncodedPhotos,
+    Predictor,
+    default_batch_size,
+    find_photos,
+    fold_batch_norms,
+    predict_photos,
+)
 from timm_fan.prediction.engine import _collate, _Transformed
 from timm_fan.prediction.predictor import DTYPES
 from timm_fan.processes import prediction_cores
@@ -213,7 +220,7 @@ def bound(rates: Dict[str, float], device: str) -> float:
 def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     if args.batch_size is None:
-        args.batch_size = 4 if torch.device(args.device).type == 'cpu' else 64
+        args.batch_size = default_batch_size(torch.device(args.device))
     for name in ('timm', 'transformers'):
         logging.getLogger(name).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
