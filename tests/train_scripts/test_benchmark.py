@@ -86,7 +86,8 @@ def test_predict(monkeypatch, capsys, coco_folder, run_folder, tmp_path):
     """Ratios are those of the rates in the JSON file."""
     file, page = tmp_path / 'predict.json', tmp_path / 'predict.md'
     options = ['--model', run_folder, '--images', '6', '--repeats', '1', '--workers', '1', '--device', 'cpu']
-    others = ['--contenders', 'one image at a time', 'timm: create_loader and a loop']
+    others = [
+        '--contenders', 'predict.py beside a busy process', 'one image at a time', 'timm: create_loader and a loop']
     assert run_here(
         monkeypatch, 'benchmark', 'predict', coco_folder / 'val2014', *options, *others, '--results', file,
         '--table', page) == 0
@@ -109,4 +110,5 @@ def test_epochs_on_images_and_on_maps(monkeypatch, capsys, coco_folder, tmp_path
     rows = json.loads(file.read_text())['rows']
     assert [r['row'] for r in rows] == ['FAN', 'FAN with full FTBs']
     assert all(f'| {r["images"] / r["maps"]:.1f} |' in page.read_text() for r in rows)
+    assert all(f'| {r["busy"]:.2f} |' in page.read_text() for r in rows)
     assert page.read_text() in capsys.readouterr().out

@@ -22,7 +22,7 @@ from timm.data.readers.reader import Reader
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from benchmarks.timing import seconds
+from benchmarks.timing import beside_busy_process, seconds
 from timm_fan.data import ImageFiles, load_image
 from timm_fan.files import write_text
 from timm_fan.models import BUNDLED, load_model, model_folder
@@ -42,6 +42,8 @@ from timm_fan.provenance import environment
 
 LOADER, MODEL, ENGINE, SINGLY = 'loader alone', 'model alone', 'predict.py', 'one image at a time'
 TIMM, PIPELINE = 'timm: create_loader and a loop', 'transformers: pipeline'
+BUSY = 'predict.py beside a busy process'
+OTHERS = [BUSY, SINGLY, TIMM, PIPELINE]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--workers', type=int, help='decoding processes (default: one per core)')
     add('--mixed-precision', default='no', choices=list(DTYPES), help='(default: %(default)s)')
     add('--torchcompile', action='store_true', help='compile the model for predict.py and alone')
-    add('--contenders', nargs='+', choices=[SINGLY, TIMM, PIPELINE], default=[SINGLY, TIMM, PIPELINE], metavar='NAME',
+    add('--contenders', nargs='+', choices=OTHERS, default=OTHERS, metavar='NAME',
         help='others to measure (default: all)')
     add('--repeats', type=int, default=5, metavar='N', help='rounds (default: %(default)s)')
     add('--memory-images', type=int, default=0, metavar='N',
@@ -113,7 +115,8 @@ class Benchmark:
         if args.torchcompile:
             self.predictor.compute(self.batch)
         found = {LOADER: self.load, MODEL: self.compute, ENGINE: self.predict}
-        others = {SINGLY: self.predict_singly, TIMM: self.predict_by_timm}
+        others = {
+            BUSY: beside_busy_process(self.predict), SINGLY: self.predict_singly, TIMM: self.predict_by_timm}
         found.update({name: run for name, run in others.items() if name in args.contenders})
         if PIPELINE in args.contenders:
             pipeline = self.create_pipeline()
@@ -122,7 +125,7 @@ class Benchmark:
         return found
 
     def set_threads(self, name: str) -> None:
-        ours = name in (LOADER, MODEL, ENGINE)
+        ours = name in (LOADER, MODEL, ENGINE, BUSY)
         torch.set_num_threads(self.few_threads if ours else self.all_threads)
 
     def load(self) -> None:

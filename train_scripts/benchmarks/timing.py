@@ -1,5 +1,7 @@
 """Median times of contenders that run in turn, so that whatever slows the machine down affects all of them."""
 import statistics
+import subprocess
+import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
@@ -16,6 +18,18 @@ def seconds(run: Callable[[], Any], device: str = 'cpu') -> float:
     if device.startswith('cuda'):
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def beside_busy_process(run: Callable[[], Any]) -> Callable[[], None]:
+    """The same call next to another program that uses all of a core."""
+    def run_beside() -> None:
+        busy = subprocess.Popen([sys.executable, '-c', 'while True: pass'])
+        try:
+            run()
+        finally:
+            busy.kill()
+            busy.wait()
+    return run_beside
 
 
 def median_seconds(

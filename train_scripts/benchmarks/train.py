@@ -10,7 +10,7 @@ from command_line import add_data_arguments
 
 import torch
 
-from benchmarks.timing import median_seconds, seconds
+from benchmarks.timing import beside_busy_process, median_seconds, seconds
 from timm_fan.files import write_text
 from timm_fan.provenance import environment
 from timm_fan.training import (
@@ -72,9 +72,11 @@ def run(args: argparse.Namespace) -> None:
             epochs = {
                 views: Epochs(TrainingOptions.parse({**options, 'model_kwargs': kwargs, 'cache_features': views}),
                               Path(folder)) for views in (0, 1)}
-            before: Dict[int, Callable] = {n: partial(torch.set_num_threads, e.threads) for n, e in epochs.items()}
-            images, maps = median_seconds(epochs, args.repeats, before, description=row).values()
-            rows.append(dict(row=row, images=images, maps=maps, computing=epochs[1].maps_seconds))
+            runs = dict(images=epochs[0], busy=epochs[0], maps=epochs[1])
+            before: Dict[str, Callable] = {n: partial(torch.set_num_threads, e.threads) for n, e in runs.items()}
+            runs['busy'] = beside_busy_process(epochs[0])
+            times = median_seconds(runs, args.repeats, before, description=row)
+            rows.append(dict(row=row, **times, computing=epochs[1].maps_seconds))
     report = dict(
         rows=rows, train_images=epochs[1].images, repeats=args.repeats, **options,
         **environment(epochs[1].training.accelerator.device))
@@ -92,7 +94,8 @@ def format_report(report: Dict[str, Any]) -> str:
         f'Seconds of an epoch of {report["train_images"]} images at {report["img_size"]} px over a frozen'
         f' {report["backbone"]}, without the evaluation, batch size {report["batch_size"]}, median of'
         f' {report["repeats"]} in turn; {report["hardware"]}, torch {report["versions"]["torch"]}',
-        '', '| | on images | on maps | ratio | to compute a view of both splits |', '|---|---|---|---|---|',
+        '', '| | on images | on maps | ratio | to compute a view of both splits | on images, beside a busy process |',
+        '|---|---|---|---|---|---|',
         *(f'| {r["row"]} | {r["images"]:.2f} | {r["maps"]:.2f} | {r["images"] / r["maps"]:.1f} |'
-          f' {r["computing"]:.1f} |' for r in report['rows'])]
+          f' {r["computing"]:.1f} | {r["busy"]:.2f} |' for r in report['rows'])]
     return '\n'.join(lines) + '\n'
