@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object, tqdm
 from filelock import FileLock, Timeout
 from torch.utils.data import Dataset, Subset
 
-from timm_fan.data import UNKNOWN, MultiLabelDataset, SeededSamples, create_loader
+from timm_fan.data import UNKNOWN, Images, MultiLabelDataset, SeededSamples, create_loader
 from timm_fan.errors import InputError
 from timm_fan.files import printable, read_json, write_text
 from timm_fan.version import __version__
@@ -112,10 +112,21 @@ class FeatureCache:
                 weights.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return dict(**about, weights=weights.hexdigest())
 
+    def _describe_images(self, dataset: MultiLabelDataset) -> str:
+        """Hash of the images in their order. Neither their labels nor their names change their maps."""
+        share = tqdm(self._share(len(dataset)), desc='images', leave=False)
+        digests = gather_object([_digest(dataset.images, index) for index in share])
+        return hashlib.sha256(b''.join(digests)).hexdigest()
+
+    def _share(self, count: int) -> range:
+        """Those of so many images that this process reads."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        return range(count * rank // processes, count * (rank + 1) // processes)
+
     def train_views(self, dataset: MultiLabelDataset) -> List[_Entry]:
         """The random views of the training images, whose transform must be set."""
         options, config = self.training.options, self.training.train_config
-        key = dict(min_crop=options.min_crop, aa=options.aa, images=_describe_images(dataset))
+        key = dict(min_crop=options.min_crop, aa=options.aa, images=self._describe_images(dataset))
         entries = []
         for view in range(options.cache_features):
             samples = SeededSamples(dataset, seed=0)
@@ -135,7 +146,7 @@ class FeatureCache:
             InputError: There is no space for them.
         """
         train = self.train_views(train_set)
-        val = self._entry(val_set, self.training.data_config, images=_describe_images(val_set))
+        val = self._entry(val_set, self.training.data_config, images=self._describe_images(val_set))
         self._check_space([entry for entry in (*train, val) if not entry.folder.is_dir()])
         return self._open(train_set, train, self.training.options.seed), self._open(val_set, [val])
 
@@ -206,8 +217,7 @@ class FeatureCache:
 
     def _write(self, file: Path, samples: Dataset, row: int, description: str) -> List[int]:
         """Write the share of this process, in rows of so many bytes; returns the indices of unreadable images."""
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        share = range(len(samples) * rank // processes, len(samples) * (rank + 1) // processes)
+        share = self._share(len(samples))
         dataset = getattr(samples, 'dataset', samples)
         loader = create_loader(Subset(samples, share), self.training.images_at_once, self.workers)
         unreadable, index = [], share.start
@@ -248,12 +258,8 @@ def _num_bytes(shapes: Sequence[Sequence[int]]) -> int:
     return 2 * sum(map(math.prod, shapes))
 
 
-def _describe_images(dataset: MultiLabelDataset) -> str:
-    """Hash of the images in their order. Neither their labels nor their names change their maps."""
-    digest = hashlib.sha256()
-    for index in tqdm(range(len(dataset)), desc='images', leave=False):
-        try:
-            digest.update(hashlib.sha256(dataset.images.read(index)).digest())
-        except OSError:
-            digest.update(b'-')
-    return digest.hexdigest()
+def _digest(images: Images, index: int) -> bytes:
+    try:
+        return hashlib.sha256(images.read(index)).digest()
+    except OSError:
+        return b'-'
