@@ -202,6 +202,7 @@ class Output:
             state.wait_for_everyone()
 
     def prepare(self, settings: Dict[str, Any]) -> None:
+        """Check the files before either of them is written."""
         if self.embeddings and not self.file.complete:
             self.embeddings.check(self.file)
         self.file.prepare(settings, self.args.resume)

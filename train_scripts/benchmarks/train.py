@@ -4,7 +4,7 @@ import json
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Dict
 
 from command_line import add_data_arguments
 
@@ -53,6 +53,7 @@ class Epochs:
         self.images = len(train_set)
 
     def __call__(self) -> None:
+        torch.set_num_threads(self.threads)
         training = self.training
         training.set_train_mode()
         for images, targets, _ in self.loaders[0]:
@@ -72,10 +73,8 @@ def run(args: argparse.Namespace) -> None:
             epochs = {
                 views: Epochs(TrainingOptions.parse({**options, 'model_kwargs': kwargs, 'cache_features': views}),
                               Path(folder)) for views in (0, 1)}
-            runs = dict(images=epochs[0], busy=epochs[0], maps=epochs[1])
-            before: Dict[str, Callable] = {n: partial(torch.set_num_threads, e.threads) for n, e in runs.items()}
-            runs['busy'] = beside_busy_process(epochs[0])
-            times = median_seconds(runs, args.repeats, before, description=row)
+            runs = dict(images=epochs[0], busy=beside_busy_process(epochs[0]), maps=epochs[1])
+            times = median_seconds(runs, args.repeats, description=row)
             rows.append(dict(row=row, **times, computing=epochs[1].maps_seconds))
     report = dict(
         rows=rows, train_images=epochs[1].images, repeats=args.repeats, **options,
