@@ -32,6 +32,7 @@ from command_line import (
 import predict_onnx
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image
 from tqdm import tqdm
 
@@ -265,11 +266,11 @@ def predict(args: argparse.Namespace, predictor: Any, output: Output, workers: i
             unreadable += len(batch.unreadable)
     output.finish()
     elapsed = time.perf_counter() - started
+    now, unreadable = (sum(counts) for counts in zip(*gather_object([(left, unreadable)])))
     if args.output and state.is_main_process:
-        of = f' (of process 1 of {state.num_processes})' if state.num_processes > 1 else ''
         sys.stderr.write(
-            f'{args.output}: {num_photos:,} images, {left:,} of them now{of} in {elapsed:.1f} s,'
-            f' {left / elapsed:.1f} per second; {unreadable:,} unreadable\n')
+            f'{args.output}: {num_photos:,} images, {now:,} of them now in {elapsed:.1f} s, {now / elapsed:.1f} per'
+            f' second; {unreadable:,} unreadable\n')
     if unreadable == num_photos:
         raise InputError('No image could be read.')
 

@@ -133,6 +133,13 @@ def test_two_processes_write_the_file_of_one(monkeypatch, model_folder, photos, 
     assert (tmp_path / '1.csv').read_bytes() == (tmp_path / '2.csv').read_bytes()
 
 
+def test_no_image_of_two_processes_can_be_read(monkeypatch, model_folder, tmp_path):
+    for i in range(3):
+        (tmp_path / f'{i}.jpg').write_bytes(b'no image')
+    options = '--batch-size', '1', '--workers', '0', '--device', 'cpu', '--output', tmp_path / 'labels.csv'
+    assert wait(start(monkeypatch, 2, model_folder, tmp_path, *options)) == [2, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 2])
 @pytest.mark.parametrize('kind', KINDS)
