@@ -9,10 +9,9 @@ from ..dataset import MultiLabelDataset
 from ..packed import SparseLabels
 from .cells import LABEL_KEYS, Row, read_labels
 from .labels import LABEL_COLUMNS, Labelled, clean_names, index_labels
-from .request import Request
+from .request import SPLIT_NAMES, Request
 
 OBJECT_COLUMNS = ('objects', 'classes', 'categories')
-SPLITS = {'train': ('train',), 'val': ('validation', 'val', 'valid', 'test')}
 
 
 def _content(value: Optional[Dict[str, Any]], folders: Sequence[str]) -> bytes:
@@ -103,7 +102,8 @@ def _name(label: Any, names: Sequence[str]) -> Any:
 
 def _choose_split(name: str, opened: Any, split: str) -> Any:
     if hasattr(opened, 'keys'):
-        found = next((s for s in (split, *SPLITS.get(split, ())) if s in opened), None)
+        known = (split, *SPLIT_NAMES.get(split, ()), *(['test'] if split == 'val' else []))
+        found = next((s for s in known if s in opened), None)
         if found is None:
             raise InputError(f"hub:{name} has no split '{split}', only: {', '.join(opened)}.")
         return opened[found]
@@ -171,7 +171,7 @@ def read_hf_dataset(
 
     Args:
         name: Name on the Hub, or a path: a folder of `save_to_disk`, of Parquet files, or of images and metadata.
-        split: 'train' or 'val' (the first of validation, val, valid and test that exists), or the name of a split.
+        split: 'train' or 'val' (the first of val, valid, validation, dev and test that exists), or the name of a split.
         data_dir: Folder that a path is relative to.
         class_names: Names in class order, by default those of the column's ClassLabel, otherwise the labels that occur.
         config: Configuration of a data set that has several.
