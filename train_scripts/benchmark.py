@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True)
     for name, command in COMMANDS.items():
         command.add_arguments(commands.add_parser(
-            name, help=command.__doc__, description=command.__doc__, formatter_class=HelpFormatter))
+            name, help=command.__doc__, description=command.__doc__, formatter_class=HelpFormatter, allow_abbrev=False))
     return parser
 
 

@@ -34,7 +34,8 @@ def test_models(monkeypatch, capsys, tmp_path):
      '--engines graph requires a CUDA device, got --device cpu'),
     (['model', '--device', 'nothing'], '--device nothing is not a device'),
     (['metrics', '--repeats', '0'], '--repeats must be at least 1, got 0'),
-    (['metrics', '--results', '.'], 'unrecognized arguments: --results'),
+    (['metrics', '--results', '.'], '--results . is a folder'),
+    (['predict', '--result', 'x.json'], 'unrecognized arguments: --result'),
     (['backbones', '--results', '.'], '--results . is a folder'),
     (['backbones', '--names', 'nothing*'], 'nothing*'),
 ])
@@ -63,13 +64,24 @@ def test_data(monkeypatch, capsys, coco_folder, tmp_path):
     assert f'There is no JPEG in {tmp_path / "none"}' in capsys.readouterr().err
 
 
-def test_metrics(monkeypatch, capsys):
-    options = ['metrics', '--images', '300', '--classes', '5', '--repeats', '1', '--bootstrap', '5']
-    assert run_here(monkeypatch, 'benchmark', *options) == 0
+def test_metrics(monkeypatch, capsys, tmp_path):
+    file = tmp_path / 'metrics.json'
+    options = ['--images', '300', '--classes', '5', '--repeats', '1', '--bootstrap', '5', '--results', file]
+    assert run_here(monkeypatch, 'benchmark', 'metrics', *options) == 0
     values = re.findall(r'mAP alone  mAP ([\d.]+)', capsys.readouterr().out)
     assert len(values) == 3 and all(float(v) == pytest.approx(float(values[0]), abs=1e-6) for v in values)
-    assert run_here(monkeypatch, 'benchmark', 'metrics', '--binned-images', '1200', '--binned-classes', '4') == 0
+    report = json.loads(file.read_text())
+    assert [f'{v:.8f}' for v in report['mAP'].values()] == values
+    assert report['seconds'].keys() > report['mAP'].keys() and report['versions']
+
+
+def test_binned_metrics(monkeypatch, capsys, tmp_path):
+    file = tmp_path / 'metrics.json'
+    options = ['--binned-images', '1200', '--binned-classes', '4', '--results', file]
+    assert run_here(monkeypatch, 'benchmark', 'metrics', *options) == 0
     assert 'is inside its bounds' in capsys.readouterr().out
+    report = json.loads(file.read_text())
+    assert report['inside'] and report['mAP_low'] <= report['mAP'] <= report['mAP_high']
 
 
 def test_backbones(monkeypatch, capsys, tmp_path):

@@ -1,16 +1,19 @@
 """Time of the evaluation, next to scikit-learn and torchmetrics."""
 import argparse
-import platform
+import json
 import resource
 import time
-from typing import Tuple
+from pathlib import Path
+from typing import Any, Dict, Tuple
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.timing import median_seconds, seconds
 from timm_fan import InputError
+from timm_fan.files import write_text
 from timm_fan.metrics import BinnedEvaluator, average_precision, bootstrap, evaluate_logits
+from timm_fan.provenance import environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--binned-images', type=int, default=0, metavar='N',
         help='measure the memory of the binned evaluation instead, with this many images')
     add('--binned-classes', type=int, default=1000, metavar='N', help='classes of it (default: %(default)s)')
+    add('--results', type=Path, help='write a JSON file')
 
 
 def random_results(images: int, classes: int, generator: torch.Generator) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -33,13 +37,17 @@ def random_results(images: int, classes: int, generator: torch.Generator) -> Tup
 
 
 def run(args: argparse.Namespace) -> None:
-    """Median times on the same random scores, with the contenders in turn within each round."""
     torch.set_num_threads(args.threads)
     if min(args.classes, args.binned_classes) < 2:
         raise InputError('`classes` and `binned_classes` must be at least 2.')
-    if args.binned_images:
-        run_binned(args)
-        return
+    report = measure_bins(args) if args.binned_images else measure_times(args)
+    print(format_bins(report) if args.binned_images else format_times(report))
+    if args.results:
+        write_text(args.results, json.dumps({**report, **environment()}, indent=1))
+
+
+def measure_times(args: argparse.Namespace) -> Dict[str, Any]:
+    """Median times on the same random scores, with the contenders in turn within each round."""
     try:
         from sklearn.metrics import average_precision_score
         from torchmetrics.functional.classification import multilabel_average_precision, multilabel_f1_score
@@ -58,18 +66,28 @@ def run(args: argparse.Namespace) -> None:
             multilabel_f1_score(probabilities, whole, average=a, **options) for a in ('none', 'micro')],
     }
     times = median_seconds(contenders, args.repeats)
-    first = next(iter(times.values()))
-    print(f'{args.images} x {args.classes} random scores, {args.threads} thread(s), median of {args.repeats}; torch'
-          f' {torch.__version__}, {platform.processor() or platform.machine()}')
     if args.bootstrap:
         times[f'ours: {args.bootstrap} resamples of mAP, CF1, OF1'] = seconds(
             lambda: bootstrap(logits, targets, samples=args.bootstrap))
+    return dict(
+        images=args.images, classes=args.classes, threads=args.threads, repeats=args.repeats, seconds=times,
+        mAP={name: run() for name, run in contenders.items() if name.endswith('mAP alone')})
+
+
+def format_times(report: Dict[str, Any]) -> str:
+    """One line for each contender, with its time as a multiple of that of all scores."""
+    times = report['seconds']
+    first = next(iter(times.values()))
+    lines = [
+        f'{report["images"]} x {report["classes"]} random scores, {report["threads"]} thread(s), median of'
+        f' {report["repeats"]}']
     for name, value in times.items():
-        score = f'  mAP {contenders[name]():.8f}' if name.endswith('mAP alone') else ''
-        print(f'{value:8.3f} s {value / first:6.2f} x  {name}{score}')
+        score = f'  mAP {report["mAP"][name]:.8f}' if name in report['mAP'] else ''
+        lines.append(f'{value:8.3f} s {value / first:6.2f} x  {name}{score}')
+    return '\n'.join(lines)
 
 
-def run_binned(args: argparse.Namespace, step: int = 500) -> None:
+def measure_bins(args: argparse.Namespace, step: int = 500) -> Dict[str, Any]:
     """Accumulate batches in bins. The exact AP of the first classes shows the error of the bins."""
     exact_classes = min(3, args.binned_classes)
     generator = torch.Generator().manual_seed(1)
@@ -91,10 +109,17 @@ def run_binned(args: argparse.Namespace, step: int = 500) -> None:
         raise InputError(f'None of {exact_classes} classes has a positive: raise `binned_images`.')
     exact, found, low, high = (
         values[:exact_classes][rated] for values in (exact, scores.AP, scores.AP_low, scores.AP_high))
-    inside = bool(((exact >= low - 1e-9) & (exact <= high + 1e-9)).all())
-    error = (found - exact).abs().max().item()
-    print(f'{args.binned_images} x {args.binned_classes} random scores in {evaluator.num_bins} bins:'
-          f' {duration:.1f} s, including drawing them')
-    print(f'  peak memory of the process {peak / 2 ** 20:.2f} GiB, with {exact_classes} classes kept for comparison')
-    print(f'  mAP {scores.mAP:.6f} within {scores.mAP_low:.6f} to {scores.mAP_high:.6f}; of {exact_classes} classes the'
-          f' exact AP is {"inside" if inside else "OUTSIDE"} its bounds, largest error {error:.1e}')
+    return dict(
+        images=args.binned_images, classes=args.binned_classes, bins=evaluator.num_bins, seconds=duration,
+        peak_gib=peak / 2 ** 20, mAP=scores.mAP, mAP_low=scores.mAP_low, mAP_high=scores.mAP_high,
+        exact_classes=exact_classes, largest_error=(found - exact).abs().max().item(),
+        inside=bool(((exact >= low - 1e-9) & (exact <= high + 1e-9)).all()))
+
+
+def format_bins(report: Dict[str, Any]) -> str:
+    return (
+        f'{report["images"]} x {report["classes"]} random scores in {report["bins"]} bins: {report["seconds"]:.1f} s,'
+        f' including drawing them\n  peak memory of the process {report["peak_gib"]:.2f} GiB, with'
+        f' {report["exact_classes"]} classes kept for comparison\n  mAP {report["mAP"]:.6f} within'
+        f' {report["mAP_low"]:.6f} to {report["mAP_high"]:.6f}; of {report["exact_classes"]} classes the exact AP is'
+        f' {"inside" if report["inside"] else "OUTSIDE"} its bounds, largest error {report["largest_error"]:.1e}')
