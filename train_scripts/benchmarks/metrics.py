@@ -40,10 +40,11 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     if min(args.classes, args.binned_classes) < 2:
         raise InputError('`classes` and `binned_classes` must be at least 2.')
-    report = measure_bins(args) if args.binned_images else measure_times(args)
-    print(format_bins(report) if args.binned_images else format_times(report))
+    measure, text = (measure_bins, format_bins) if args.binned_images else (measure_times, format_times)
+    report = dict(**measure(args), **environment())
+    print(text(report))
     if args.results:
-        write_text(args.results, json.dumps({**report, **environment()}, indent=1))
+        write_text(args.results, json.dumps(report, indent=1))
 
 
 def measure_times(args: argparse.Namespace) -> Dict[str, Any]:
@@ -71,7 +72,7 @@ def measure_times(args: argparse.Namespace) -> Dict[str, Any]:
             lambda: bootstrap(logits, targets, samples=args.bootstrap))
     return dict(
         images=args.images, classes=args.classes, threads=args.threads, repeats=args.repeats, seconds=times,
-        mAP={name: run() for name, run in contenders.items() if name.endswith('mAP alone')})
+        mAP={name: score() for name, score in contenders.items() if name.endswith('mAP alone')})
 
 
 def format_times(report: Dict[str, Any]) -> str:
@@ -80,7 +81,7 @@ def format_times(report: Dict[str, Any]) -> str:
     first = next(iter(times.values()))
     lines = [
         f'{report["images"]} x {report["classes"]} random scores, {report["threads"]} thread(s), median of'
-        f' {report["repeats"]}']
+        f' {report["repeats"]}; torch {report["versions"]["torch"]}, {report["hardware"]}']
     for name, value in times.items():
         score = f'  mAP {report["mAP"][name]:.8f}' if name in report['mAP'] else ''
         lines.append(f'{value:8.3f} s {value / first:6.2f} x  {name}{score}')
