@@ -55,6 +55,21 @@ def test_unlabelled_rows_are_not_the_last_class(tmp_path):
         create_dataset('hub:set', tmp_path, 'val', class_names=['cat', 'dog'])
 
 
+@pytest.mark.parametrize('splits, expected', [
+    (dict(train='a', validation='b', test='c'), 'ab'),
+    (dict(training='a', dev='b', test='c'), 'ab'),
+    (dict(train='a', test='c'), 'ac'),
+])
+def test_splits_have_the_names_of_other_sources(tmp_path, splits, expected):
+    """The test split is for validation where there is no other."""
+    photo = Image.new('RGB', (8, 8))
+    datasets.DatasetDict({
+        name: datasets.Dataset.from_list([dict(image=photo, labels=[label])]) for name, label in splits.items()
+    }).save_to_disk(tmp_path / 'set')
+    found = [create_dataset('hub:set', tmp_path, split).class_names for split in ('train', 'val')]
+    assert found == [[label] for label in expected]
+
+
 def test_paths_are_relative_to_the_data_set(coco_folder, tmp_path):
     shutil.copy(coco_folder / 'val2014' / '000000.jpg', tmp_path / '0.jpg')
     datasets.Dataset.from_dict(dict(image=['0.jpg'], labels=[['cat']])).to_parquet(tmp_path / 'train.parquet')
